@@ -1,0 +1,1 @@
+"""How a stack is asked to compute: operations, frames, processes."""

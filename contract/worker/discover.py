@@ -1,0 +1,115 @@
+"""Which stacks are there: entry points, read as metadata and never loaded, and tables in parity.toml."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from contract.errors import MissingError, UserError
+from contract.worker.stack import Capabilities
+
+ENTRY_POINTS = "parity.stacks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackInfo:
+    """A known stack: how to start it, and what it declares."""
+
+    name: str
+    command: tuple[str, ...]
+    capabilities: Capabilities
+
+    def missing_packages(self) -> tuple[str, ...]:
+        """Distributions that the stack needs and this environment lacks."""
+        return tuple(package for package in self.capabilities.packages if _version(package) is None)
+
+    def require_installed(self) -> None:
+        """Raises MissingError when a package of the stack is not installed."""
+        missing = self.missing_packages()
+        if missing:
+            raise MissingError(
+                f"stack {self.name} needs {', '.join(missing)}, not installed here; run: pip install 'twostack[{self.capabilities.extra}]'"
+            )
+
+
+def discover(configuration: Path | None = None) -> dict[str, StackInfo]:
+    """Every known stack by name, installed or not.
+
+    `parity.toml` (in the current folder, unless given) may add or replace one::
+
+        [stacks.my_stack]
+        command = ["ssh", "mac", "python", "-m", "my_stack.worker"]
+        capabilities = "my_stack/capabilities.json"
+
+    Raises:
+        UserError: parity.toml or a capabilities file is not sound.
+    """
+    stacks = {}
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        path = _beside(entry.value)
+        stacks[entry.name] = StackInfo(
+            name=entry.name, command=(sys.executable, "-m", entry.value), capabilities=_read_capabilities(entry.name, path)
+        )
+    path = configuration or Path("parity.toml")
+    if configuration is not None or path.exists():
+        stacks |= _configured(path)
+    return dict(sorted(stacks.items()))
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, None where it is not installed."""
+    return _version(package)
+
+
+def _configured(path: Path) -> dict[str, StackInfo]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("stacks", {})
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: can't be read ({error}); give a TOML file with tables [stacks.NAME]") from None
+    stacks = {}
+    for name, table in tables.items():
+        command, capabilities = table.get("command"), table.get("capabilities")
+        if not isinstance(command, list) or not all(isinstance(word, str) for word in command) or not isinstance(capabilities, str):
+            raise UserError(f"{path}: [stacks.{name}] needs command = [words] and capabilities = 'file.json'")
+        stacks[name] = StackInfo(
+            name=name, command=tuple(command), capabilities=_read_capabilities(name, path.parent / capabilities)
+        )
+    return stacks
+
+
+def _beside(module: str) -> Path:
+    """`capabilities.json` beside a module, found without importing its package."""
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for part in inner[:-1]:
+        if spec is None or spec.submodule_search_locations is None:
+            break
+        spec = importlib.machinery.PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the entry point {module} names no package; install the stack again")
+    return Path(list(spec.submodule_search_locations)[0]) / "capabilities.json"
+
+
+def _read_capabilities(name: str, path: Path) -> Capabilities:
+    try:
+        return Capabilities.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"stack {name}: {path} can't be read ({error.strerror}); every stack declares its capabilities there") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"stack {name}: {path.name}: {where}: {first['msg']} (of {error.error_count()} faults); see contract/worker/stack.py") from None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,107 @@
+"""Weights by content hash: they do not travel, each worker maps its own copy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors' NumPy reader needs)
+import numpy as np
+import platformdirs
+from safetensors import safe_open
+
+_verified: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReference:
+    """One tensor of a safetensors file, named by the file's SHA-256; `path` is only where it may lie."""
+
+    sha256: str
+    tensor: str
+    path: str
+
+
+class FileNeeded(Exception):
+    """The file with this SHA-256 is not here."""
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__(f"no file with SHA-256 {sha256} here")
+        self.sha256 = sha256
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this program (models, received files)."""
+    return Path(platformdirs.user_cache_dir("twostack"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes `path`'s place whole, or not at all: temporary, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; read again only when its size or time changed."""
+    status = path.stat()
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if key not in _verified:
+        with open(path, "rb") as file:
+            _verified[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _verified[key]
+
+
+def load(reference: FileReference) -> np.ndarray:
+    """The tensor that a reference names, from this machine's copy of the file.
+
+    Raises:
+        FileNeeded: no file here has that content.
+        ValueError: the file has no such tensor.
+    """
+    path = _find(reference)
+    with safe_open(path, framework="numpy") as file:
+        if reference.tensor not in file.keys():
+            raise ValueError(f"{path.name} has no tensor {reference.tensor!r}; it has {len(file.keys())} others")
+        return file.get_tensor(reference.tensor)
+
+
+def receive(sha256: str, content: bytes) -> Path:
+    """Keeps a file that the launcher sent.
+
+    Raises:
+        ValueError: the content is not what was asked for.
+    """
+    got = hashlib.sha256(content).hexdigest()
+    if got != sha256:
+        raise ValueError(f"got a file with SHA-256 {got}, asked for {sha256}; send it again")
+    path = _received(sha256)
+    with replacing(path) as file:
+        file.write(content)
+    return path
+
+
+def _received(sha256: str) -> Path:
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise ValueError(f"{sha256!r} is no SHA-256; give 64 hexadecimal digits")
+    return cache_folder() / "files" / f"{sha256}.safetensors"
+
+
+def _find(reference: FileReference) -> Path:
+    for path in (Path(reference.path), _received(reference.sha256)):
+        if path.is_file() and sha256_of(path) == reference.sha256:
+            return path
+    raise FileNeeded(reference.sha256)

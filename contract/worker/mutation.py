@@ -1,0 +1,58 @@
+"""Plants a bug in a worker's own process, so that a gate can be shown to catch it.
+
+A mutation is a piece of a module's source and what to put in its place. The stack's modules are
+dropped and imported again with the changed source; nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class _PatchedLoader(importlib.abc.InspectLoader):
+    def __init__(self, source: str, filename: str) -> None:
+        self._source, self._filename = source, filename
+
+    def get_source(self, fullname: str) -> str:
+        return self._source
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self._source, self._filename, "exec"), module.__dict__)
+
+
+class _PatchedFinder(importlib.abc.MetaPathFinder):
+    def __init__(self, module: str, source: str, filename: str) -> None:
+        self._module, self._source, self._filename = module, source, filename
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != self._module:
+            return None
+        loader = _PatchedLoader(self._source, self._filename)
+        return importlib.util.spec_from_loader(fullname, loader, origin=self._filename)
+
+
+def plant(package: str, module: str, find: str, replace: str) -> None:
+    """Changes `module` of `package` and drops the package's modules, so that they are imported afresh.
+
+    Raises:
+        ValueError: the module is not the package's, or `find` does not occur in it exactly once.
+    """
+    if not module.startswith(f"{package}."):
+        raise ValueError(f"{module} is not part of {package}; a mutation changes the stack's own modules only")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"there is no module {module}")
+    with open(spec.origin, encoding="utf-8") as file:
+        source = file.read()
+    if source.count(find) != 1:
+        raise ValueError(f"{module}: the text to replace occurs {source.count(find)} times, must occur once: {find!r}")
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, _PatchedFinder(module, source.replace(find, replace), spec.origin))
+    importlib.invalidate_caches()

@@ -1,0 +1,80 @@
+"""What a stack is: the requests that it answers, and what it declares before it is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Tensors = Mapping[str, np.ndarray]
+Attributes = Mapping[str, Any]
+
+REQUESTS: tuple[str, ...] = (
+    "probe", "compute", "open", "forward", "gradients", "block", "override", "perturb", "step",
+    "state", "merge", "save", "train", "generate", "mutate", "cancel", "close",
+)  # fmt: skip
+"""Every request of the protocol. A stack answers one that it lacks with NotSupported."""
+
+
+class NotSupported(Exception):
+    """The stack does not have this request, operation, dtype or shape; the message names it."""
+
+
+class Reply(BaseModel):
+    """What a request answers: plain values, and tensors."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    values: dict[str, Any] = Field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = Field(default_factory=dict)
+
+
+class Stack(Protocol):
+    """A stack inside its worker process.
+
+    Requests that it lacks need no method: the worker answers NotSupported for them.
+    """
+
+    def probe(self) -> Reply:
+        """What this machine's device can do: device, name, dtypes, versions, notes."""
+
+    def compute(self, op: str, attrs: Attributes, tensors: Tensors) -> Reply:
+        """One operation of `contract.worker.operations`, on host arrays, into host arrays."""
+
+
+StackFactory = Callable[[str], Stack]
+"""Makes the stack for one device (CPU, CUDA, WEBGPU, ...)."""
+
+
+class Elementary(BaseModel):
+    """A stack's declared worst error of one elementary function over one range.
+
+    |y - f(x)| <= ulp * spacing(f(x)) + absolute, for every x of the dtype in [low, high].
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    function: Literal["exp", "log"]
+    dtype: Literal["float32", "float64"]
+    low: float
+    high: float
+    ulp: float = Field(ge=0)
+    absolute: float = Field(ge=0)
+
+
+class Capabilities(BaseModel):
+    """What a stack can do at all: static, beside its entry point, readable without importing it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protocol: Literal[1]
+    lane: Literal["production", "research"]
+    extra: str = Field(description="the extra of the distribution that installs the stack")
+    packages: tuple[str, ...] = Field(description="distributions whose versions belong into every report")
+    devices: tuple[str, ...] = Field(description="the first one is the default")
+    requests: tuple[str, ...]
+    operations: dict[str, tuple[str, ...]] = Field(description="operation -> dtypes that it computes in")
+    nf4_block_sizes: tuple[int, ...] = ()
+    elementary: tuple[Elementary, ...] = ()
