@@ -1,0 +1,146 @@
+"""How far a correct result may lie from the exact one: derived from the data, never typed by hand.
+
+u is the unit roundoff of the dtype that accumulates: half the spacing at 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from scipy.stats import chi2
+
+from contract.worker.stack import Elementary
+from parity.reference.cross_entropy import CrossEntropy
+from parity.reference.products import Sums
+
+HIGHAM = "Higham 2002, eq. 3.5"
+HIGHAM_MARY = "Higham & Mary 2020, thm 2.8, with this data's partial sums"
+DECLARED_ULP_WITHOUT_WAIVER = 8.0
+"""An elementary function declared worse than this is a finding, so that no declaration buys a pass (docs/theory.md)."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The largest allowed |observed - exact| per element, and where that number comes from."""
+
+    limit: np.ndarray
+    source: str
+
+
+def unit_roundoff(dtype: str) -> float:
+    """u = eps / 2: the largest relative error of one rounding to nearest."""
+    return float(_finfo(dtype).eps) / 2
+
+
+def smallest_normal(dtype: str) -> float:
+    """The smallest positive normal number: what one operation may lose below it, flushed or gradual."""
+    return float(_finfo(dtype).smallest_normal)
+
+
+def gamma(length: int, u: float) -> float:
+    """gamma_k = k u / (1 - k u) (Higham 2002, lemma 3.1).
+
+    Raises:
+        ValueError: k u >= 1: so long a sum has no bound in this dtype.
+    """
+    if length * u >= 1:
+        raise ValueError(f"a sum of {length} terms has no bound at u = {u}; use a wider accumulator")
+    return length * u / (1 - length * u)
+
+
+def sums(exact: Sums, dtype: str) -> Bound:
+    """|y - y_exact| <= gamma_k (|A||B|) + k * smallest normal, in any order of summation, for all data.
+
+    The reference's own float64 error is of the same form and added.
+    """
+    limit = gamma(exact.length, unit_roundoff(dtype)) * exact.magnitude + exact.length * smallest_normal(dtype)
+    reference = gamma(exact.length, unit_roundoff("float64")) * exact.magnitude if dtype != "float64" else 0.0
+    return Bound(limit + reference, f"gamma_{exact.length} |A||B| ({HIGHAM})")
+
+
+def sums_root_mean_square(exact: Sums, dtype: str, false_alarm: float) -> tuple[np.ndarray, float, str]:
+    """For zero-mean random data: each element's error scale, and the limit on the root mean square of error / scale.
+
+    A sum of k terms p_j, taken one after the other in random order, passes through partial sums s_j with
+    E s_j^2 = (j/k) Q + j (j-1) / (k (k-1)) (S^2 - Q), where S = sum p and Q = sum p^2. Each of its k - 1 additions and k products
+    errs by at most u times its result, so with errors of mean zero, uncorrelated, the error's variance is at most
+
+        scale^2 = u^2 (Q + sum over j = 2..k of E s_j^2) = u^2 (Q + Q ((k+1)/2 - 1/k) + (S^2 - Q) (k+1)/3).
+
+    Any other order (pairwise, blocked, vector lanes, fused) has smaller partial sums in that expectation. The mean of N squared
+    normal variables of variance at most 1 exceeds chi2.isf(p, N) / N with probability at most p. A rounding's real variance is
+    at most a third of u^2 over the binade's bottom, so the limit has a factor of 1.7 or more to spare.
+    """
+    k, total, squares = exact.length, exact.value, exact.squares
+    variance = squares * ((k + 1) / 2 - 1 / k + 1) + np.maximum(total * total - squares, -squares) * (k + 1) / 3
+    scale = unit_roundoff(dtype) * np.sqrt(np.maximum(variance, 0.0)) + k * smallest_normal(dtype)
+    limit = float(np.sqrt(chi2.isf(false_alarm, exact.value.size) / exact.value.size))
+    return scale, limit, f"root mean square over {exact.value.size} sums, false alarm {false_alarm:.1e} ({HIGHAM_MARY})"
+
+
+def elementary(declared: Elementary, exact: np.ndarray) -> Bound:
+    """What a stack declared of one function: ulp * spacing(f(x)) + absolute."""
+    spacing = np.spacing(np.abs(exact).astype(declared.dtype)).astype(np.float64)
+    limit = declared.ulp * spacing + declared.absolute
+    return Bound(limit, f"declared: {declared.ulp:g} ulp + {declared.absolute:g} on [{declared.low:g}, {declared.high:g}]")
+
+
+@dataclass(frozen=True)
+class CrossEntropyBounds:
+    """Bounds of the loss and of its gradient."""
+
+    loss: Bound
+    logits_grad: Bound
+
+
+def cross_entropy(exact: CrossEntropy, dtype: str, declared: Iterable[Elementary]) -> CrossEntropyBounds:
+    """Propagates the roundings and the declared errors of exp and log through log-softmax.
+
+    The computation that is bounded: d = z - max z; e = exp(d); S = sum e; log-probability = d - log S;
+    loss_t = -log-probability of the label; the sum over tokens; the division by the count. First order in u, each relative
+    error x replaced by x / (1 - x), which dominates all orders.
+    """
+    u, tiny = unit_roundoff(dtype), smallest_normal(dtype)
+    exp, log = _declared("exp", dtype, declared), _declared("log", dtype, declared)
+    vocabulary = exact.shifted.shape[1]
+    size = np.abs(exact.shifted)
+    e = np.exp(exact.shifted)
+    exp_relative = 2 * u * exp.ulp  # one ulp is at most 2 u of its value
+    e_error = e * _all_orders(u * size + exp_relative) + exp.absolute + tiny
+    total = e.sum(axis=1)
+    total_relative = _all_orders(e_error.sum(axis=1) / total + gamma(vocabulary, u))
+    log_error = -np.log1p(-total_relative) + np.abs(exact.log_sum) * 2 * u * log.ulp + log.absolute
+    log_probability = exact.shifted - exact.log_sum[:, None]
+    log_probability_error = u * size + log_error[:, None] + u * (np.abs(log_probability) + u * size + log_error[:, None])
+
+    rows = np.arange(len(exact.log_sum))
+    token_error = np.where(exact.supervised, log_probability_error[rows, exact.label_column], 0.0)
+    divisor_steps = 2 if exact.count else 1
+    sum_error = token_error.sum() + gamma(len(rows) + divisor_steps, u) * (np.abs(exact.token_loss).sum() + token_error.sum())
+    per_token = float(np.abs(exact.loss) / exact.token_loss.sum()) if exact.token_loss.sum() > 0 else 1.0
+    source = f"log-softmax, first order in u, exp {exp.ulp:g} ulp, log {log.ulp:g} ulp (docs/theory.md)"
+    loss = Bound(np.asarray(sum_error * per_token + tiny), source)
+
+    probability_error = exact.probability * _all_orders(log_probability_error + exp_relative + 2 * u) + exp.absolute + tiny
+    deviation = np.abs(exact.logits_grad / exact.scale) if exact.scale else np.zeros_like(exact.probability)
+    gradient_error = np.abs(exact.scale) * (probability_error * (1 + 4 * u) + gamma(4, u) * deviation) + tiny
+    gradient = np.where(exact.supervised[:, None], gradient_error, 0.0)  # an ignored row's gradient is exactly zero
+    return CrossEntropyBounds(loss=loss, logits_grad=Bound(gradient, source))
+
+
+def _all_orders(relative: np.ndarray) -> np.ndarray:
+    return np.where(relative < 1, relative / np.maximum(1 - relative, np.finfo(np.float64).tiny), np.inf)
+
+
+def _declared(function: str, dtype: str, declared: Iterable[Elementary]) -> Elementary:
+    for one in declared:
+        if one.function == function and one.dtype == dtype:
+            return one
+    raise ValueError(f"the stack declares no error of {function} in {dtype}; add it to its capabilities.json")
+
+
+def _finfo(dtype: str) -> ml_dtypes.finfo:
+    return ml_dtypes.finfo(dtype)

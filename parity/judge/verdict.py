@@ -1,0 +1,132 @@
+"""One tensor held against what it must be.
+
+A comparison passes or fails by componentwise |observed - expected| <= limit; NaN never passes. It also
+carries the outcome of its negative controls, so that it is trusted only if it can fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity.judge import controls
+from parity.judge.bounds import Bound
+
+Passes = Callable[[np.ndarray], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The verdict on one tensor.
+
+    observed and bound are those of the component with the least head-room; `unit` says what they count.
+    """
+
+    tensor: str
+    passed: bool
+    observed: float
+    bound: float
+    unit: str
+    bound_source: str
+    where: tuple[int, ...] | None
+    controls: controls.Outcome
+
+    @property
+    def headroom(self) -> float | None:
+        """bound / observed: how many times larger the difference could be; None where nothing was observed."""
+        return None if self.observed == 0 else self.bound / self.observed
+
+
+def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound) -> Comparison:
+    """Every component of `observed` lies within `bound.limit` of `expected`."""
+    expected, observed64 = np.asarray(expected, dtype=np.float64), observed.astype(np.float64)
+    limit = np.broadcast_to(bound.limit, expected.shape)
+
+    def passes(candidate: np.ndarray) -> bool:
+        return bool(np.all(np.abs(candidate.astype(np.float64) - expected) <= limit))
+
+    def surely_wrong(candidate: np.ndarray) -> bool:
+        return bool(np.any(np.abs(candidate.astype(np.float64) - observed64) > 2 * limit))
+
+    error = np.abs(observed64 - expected)
+    where = _least_headroom(error, limit)
+    return Comparison(
+        tensor=tensor, passed=passes(observed), observed=float(error[where]), bound=float(limit[where]),
+        unit="absolute difference", bound_source=bound.source, where=where,
+        controls=controls.run(passes, observed, surely_wrong=surely_wrong, just_above=_just_above(observed64, expected, limit)),
+    )  # fmt: skip
+
+
+def root_mean_square(tensor: str, observed: np.ndarray, expected: np.ndarray, scale: np.ndarray, limit: float, source: str) -> Comparison:
+    """The root mean square of (observed - expected) / scale lies within `limit`."""
+
+    def measure(candidate: np.ndarray, centre: np.ndarray = expected) -> float:
+        return float(np.sqrt(np.mean(((candidate.astype(np.float64) - centre) / scale) ** 2)))
+
+    observed64 = observed.astype(np.float64)
+    value = measure(observed)
+    return Comparison(
+        tensor=f"{tensor} (root mean square)", passed=value <= limit, observed=value, bound=limit,
+        unit="root mean square of error / scale", bound_source=source, where=None,
+        controls=controls.run(
+            lambda candidate: measure(candidate) <= limit, observed,
+            surely_wrong=lambda candidate: measure(candidate, observed64) > 2 * limit,
+            just_above=expected + scale * limit * (1 + 2.0**-20),
+        ),
+    )  # fmt: skip
+
+
+def identical(tensor: str, observed: np.ndarray, expected: np.ndarray, source: str) -> Comparison:
+    """Bit for bit the same, signs of zeros included."""
+    bits = _bits(expected)
+
+    def passes(candidate: np.ndarray) -> bool:
+        return bool(np.array_equal(_bits(candidate), bits))
+
+    one_bit_off = observed.copy()
+    one_bit_off.reshape(-1).view(np.uint8)[0] ^= 1
+    differing = _bits(observed) != bits
+    where = np.unravel_index(int(np.argmax(differing)), differing.shape) if differing.any() else None
+    return Comparison(
+        tensor=tensor, passed=passes(observed), observed=float(np.count_nonzero(differing)), bound=0.0,
+        unit="elements that differ", bound_source=source, where=None if where is None else tuple(int(i) for i in where),
+        controls=controls.run(
+            passes, observed, surely_wrong=lambda candidate: candidate.tobytes() != observed.tobytes(), just_above=one_bit_off
+        ),
+    )  # fmt: skip
+
+
+def at_most(tensor: str, observed: float, bound: float, unit: str, source: str) -> Comparison:
+    """A single number is at most a bound (no tensor behind it, so its one control is the number just above)."""
+    just_above = float(np.nextafter(bound, np.inf))
+    return Comparison(
+        tensor=tensor, passed=observed <= bound, observed=observed, bound=bound, unit=unit, bound_source=source, where=None,
+        controls=controls.Outcome(applied=1, caught=int(not just_above <= bound), missed=()),
+    )  # fmt: skip
+
+
+def _least_headroom(error: np.ndarray, limit: np.ndarray) -> tuple[int, ...]:
+    if error.size == 0:
+        raise ValueError("a comparison of empty tensors proves nothing; draw at least one element")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(error == 0, 0.0, error / limit)
+    ratio = np.where(np.isnan(ratio), np.inf, ratio)
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
+
+
+def _just_above(observed: np.ndarray, expected: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """The observed tensor with its first element moved to the first float64 past its bound."""
+    centre, allowed = float(expected.reshape(-1)[0]), float(limit.reshape(-1)[0])
+    wrong = centre + allowed
+    while not abs(wrong - centre) > allowed:
+        wrong = float(np.nextafter(wrong, np.inf))
+    moved = observed.copy()
+    moved.reshape(-1)[0] = wrong
+    return moved
+
+
+def _bits(tensor: np.ndarray) -> np.ndarray:
+    tensor = np.ascontiguousarray(tensor)
+    return tensor.view(np.dtype(f"u{tensor.dtype.itemsize}"))
