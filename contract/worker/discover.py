@@ -71,16 +71,20 @@ def version(package: str) -> str | None:
 def _configured(path: Path) -> dict[str, StackInfo]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("stacks", {})
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read ({error}); give a TOML file with tables [stacks.NAME]") from None
+    if not isinstance(tables, dict):
+        raise UserError(f"{path}: stacks is {tables!r}; give tables [stacks.NAME]")
     stacks = {}
     for name, table in tables.items():
-        command, capabilities = table.get("command"), table.get("capabilities")
-        if not isinstance(command, list) or not all(isinstance(word, str) for word in command) or not isinstance(capabilities, str):
+        if not isinstance(table, dict) or set(table) != {"command", "capabilities"}:
+            got = sorted(table) if isinstance(table, dict) else repr(table)
+            raise UserError(f"{path}: [stacks.{name}] has {got}; give command = [words] and capabilities = 'file.json', nothing else")
+        command, capabilities = table["command"], table["capabilities"]
+        words = isinstance(command, list) and command and all(isinstance(word, str) for word in command)
+        if not words or not isinstance(capabilities, str):
             raise UserError(f"{path}: [stacks.{name}] needs command = [words] and capabilities = 'file.json'")
-        stacks[name] = StackInfo(
-            name=name, command=tuple(command), capabilities=_read_capabilities(name, path.parent / capabilities)
-        )
+        stacks[name] = StackInfo(name=name, command=tuple(command), capabilities=_read_capabilities(name, path.parent / capabilities))
     return stacks
 
 
@@ -94,7 +98,7 @@ def _beside(module: str) -> Path:
         spec = importlib.machinery.PathFinder.find_spec(part, list(spec.submodule_search_locations))
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the entry point {module} names no package; install the stack again")
-    return Path(list(spec.submodule_search_locations)[0]) / "capabilities.json"
+    return Path(next(iter(spec.submodule_search_locations))) / "capabilities.json"
 
 
 def _read_capabilities(name: str, path: Path) -> Capabilities:
@@ -105,7 +109,9 @@ def _read_capabilities(name: str, path: Path) -> Capabilities:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"stack {name}: {path.name}: {where}: {first['msg']} (of {error.error_count()} faults); see contract/worker/stack.py") from None
+        raise UserError(
+            f"stack {name}: {path.name}: {where}: {first['msg']} (of {error.error_count()} faults); see contract/worker/stack.py"
+        ) from None
 
 
 def _version(package: str) -> str | None:

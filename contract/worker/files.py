@@ -15,7 +15,7 @@ import numpy as np
 import platformdirs
 from safetensors import safe_open
 
-_verified: dict[tuple[str, int, int], str] = {}
+_verified: dict[tuple[int, ...], str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; read again only when its size or time changed."""
+    """SHA-256 of a file, in hexadecimal; read again only when it is another file, or was changed."""
     status = path.stat()
-    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    # The time of change can't be set back as that of modification can.
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _verified:
         with open(path, "rb") as file:
             _verified[key] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -74,9 +75,11 @@ def load(reference: FileReference) -> np.ndarray:
     """
     path = _find(reference)
     with safe_open(path, framework="numpy") as file:
-        if reference.tensor not in file.keys():
-            raise ValueError(f"{path.name} has no tensor {reference.tensor!r}; it has {len(file.keys())} others")
-        return file.get_tensor(reference.tensor)
+        names: list[str] = file.keys()
+        if reference.tensor not in names:
+            raise ValueError(f"{path.name} has no tensor {reference.tensor!r}; it has {len(names)} others")
+        tensor: np.ndarray = file.get_tensor(reference.tensor)
+        return tensor
 
 
 def receive(sha256: str, content: bytes) -> Path:
@@ -102,6 +105,9 @@ def _received(sha256: str) -> Path:
 
 def _find(reference: FileReference) -> Path:
     for path in (Path(reference.path), _received(reference.sha256)):
-        if path.is_file() and sha256_of(path) == reference.sha256:
-            return path
+        try:
+            if path.is_file() and sha256_of(path) == reference.sha256:
+                return path
+        except OSError:
+            continue  # there, and not for us to read: the launcher's machine is not always ours
     raise FileNeeded(reference.sha256)

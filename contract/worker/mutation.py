@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import cast
 
 
 class _PatchedLoader(importlib.abc.InspectLoader):
@@ -27,32 +28,49 @@ class _PatchedLoader(importlib.abc.InspectLoader):
 
 
 class _PatchedFinder(importlib.abc.MetaPathFinder):
-    def __init__(self, module: str, source: str, filename: str) -> None:
-        self._module, self._source, self._filename = module, source, filename
+    def __init__(self, module: str, source: str, original: ModuleSpec) -> None:
+        self._module, self._source, self._original = module, source, original
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != self._module:
             return None
-        loader = _PatchedLoader(self._source, self._filename)
-        return importlib.util.spec_from_loader(fullname, loader, origin=self._filename)
+        filename = str(self._original.origin)
+        loader = _PatchedLoader(self._source, filename)
+        folders = self._original.submodule_search_locations
+        return importlib.util.spec_from_file_location(fullname, filename, loader=loader, submodule_search_locations=folders)
 
 
 def plant(package: str, module: str, find: str, replace: str) -> None:
     """Changes `module` of `package` and drops the package's modules, so that they are imported afresh.
 
+    A second change of the same module adds to the first.
+
     Raises:
         ValueError: the module is not the package's, or `find` does not occur in it exactly once.
+        SyntaxError: the changed source does not compile.
     """
     if not module.startswith(f"{package}."):
         raise ValueError(f"{module} is not part of {package}; a mutation changes the stack's own modules only")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"there is no module {module}")
-    with open(spec.origin, encoding="utf-8") as file:
-        source = file.read()
+    original = _find(module)
+    source = cast(importlib.abc.InspectLoader, original.loader).get_source(module) or ""
     if source.count(find) != 1:
         raise ValueError(f"{module}: the text to replace occurs {source.count(find)} times, must occur once: {find!r}")
+    changed = source.replace(find, replace)
+    compile(changed, str(original.origin), "exec")
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
-    sys.meta_path.insert(0, _PatchedFinder(module, source.replace(find, replace), spec.origin))
+    above, _, last = package.rpartition(".")
+    if above in sys.modules:  # else `from above import package` would still find the old one
+        vars(sys.modules[above]).pop(last, None)
+    sys.meta_path.insert(0, _PatchedFinder(module, changed, original))
     importlib.invalidate_caches()
+
+
+def _find(module: str) -> ModuleSpec:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ValueError(f"there is no module {module}; name one of the stack's own")
+    return spec

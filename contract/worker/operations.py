@@ -10,7 +10,7 @@ Dimensions are single letters, bound by the inputs (legend)::
 
 dtypes: "work" is the attribute `dtype` of the request (float32, float64, ...); any other name is itself.
 A name in `gradients` is the gradient of that input, answered as `<name>_grad` when the cotangent
-`<output>_bar` of every differentiable output was given.
+`<output>_bar` of every differentiable output was given, unless the attribute `frozen` lists the input.
 """
 
 from __future__ import annotations
@@ -160,11 +160,12 @@ def expected_answer(
         ValueError: an unknown attribute, or an input that is missing, unknown, of the wrong rank or
             dtype, or at odds with another input.
     """
-    unknown = set(attrs) - operation.attributes - {"dtype"}
+    allowed = operation.attributes | {"dtype"} | ({"frozen"} if operation.gradients else set())
+    unknown = set(attrs) - allowed
     if unknown:
-        raise ValueError(f"{operation.name}: unknown attribute {sorted(unknown)}; allowed: {sorted(operation.attributes | {'dtype'})}")
+        raise ValueError(f"{operation.name}: unknown attribute {sorted(unknown)}; allowed: {sorted(allowed)}")
     work = str(attrs.get("dtype", "float32"))
-    sizes = _sizes_from_attributes(attrs)
+    sizes = _sizes_from_attributes(operation, attrs)
     known = {**operation.inputs, **operation.cotangents()}
     for name in tensors:
         if name not in known:
@@ -175,7 +176,7 @@ def expected_answer(
                 continue
             raise ValueError(f"{operation.name}: input {name!r} is missing; give {sorted(operation.inputs)}")
         _bind(operation.name, name, spec, tensors[name], work, sizes)
-    _derive(attrs, sizes)
+    _derive(operation.name, attrs, sizes)
     given_cotangents = [name for name in operation.cotangents() if name in tensors]
     if given_cotangents and len(given_cotangents) != len(operation.cotangents()):
         raise ValueError(f"{operation.name}: give every cotangent of {sorted(operation.cotangents())}, got {given_cotangents}")
@@ -183,26 +184,46 @@ def expected_answer(
     for name in given_cotangents:
         _bind(operation.name, name, operation.cotangents()[name], tensors[name], work, sizes)
     if given_cotangents:
-        for name in operation.gradients:
+        for name in wanted_gradients(operation, attrs):
             if name in tensors:
                 answer[f"{name}_grad"] = (_shape(operation.inputs[name], sizes), _dtype(operation.inputs[name], work))
     return answer
 
 
-def _sizes_from_attributes(attrs: Mapping[str, object]) -> dict[str, int]:
+def wanted_gradients(operation: Operation, attrs: Mapping[str, object]) -> tuple[str, ...]:
+    """The inputs whose gradients a request with cotangents asks for: all of `gradients` but those that `frozen` lists.
+
+    Raises:
+        ValueError: `frozen` is no list of names from `gradients`.
+    """
+    frozen = attrs.get("frozen", ())
+    if not isinstance(frozen, list | tuple) or not set(frozen) <= set(operation.gradients):
+        raise ValueError(f"{operation.name}: frozen is {frozen!r}, must be a list of names from {list(operation.gradients)}")
+    return tuple(name for name in operation.gradients if name not in frozen)
+
+
+def _sizes_from_attributes(operation: Operation, attrs: Mapping[str, object]) -> dict[str, int]:
+    for name in sorted(operation.attributes & {"block_size", "out_features", "in_features"}):
+        value = attrs.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{operation.name}: attribute {name} is {value!r}, must be an integer of at least 1")
     letters = {"out_features": "O", "in_features": "I"}
     return {letter: int(str(attrs[name])) for name, letter in letters.items() if name in attrs}
 
 
-def _derive(attrs: Mapping[str, object], sizes: dict[str, int]) -> None:
+def _derive(op: str, attrs: Mapping[str, object], sizes: dict[str, int]) -> None:
     """Sizes that follow from others: elements, packed bytes, blocks, blocks of absmax."""
+    derived: dict[str, int] = {}
     if "O" in sizes and "I" in sizes:
-        sizes.setdefault("E", sizes["O"] * sizes["I"])
-        sizes.setdefault("P", (sizes["E"] + 1) // 2)
+        derived["E"] = sizes["O"] * sizes["I"]
+        derived["P"] = (derived["E"] + 1) // 2
         if "block_size" in attrs:
-            sizes.setdefault("B", -(-sizes["E"] // int(str(attrs["block_size"]))))
-    if "B" in sizes:
-        sizes.setdefault("S", -(-sizes["B"] // NESTED_BLOCK_SIZE))
+            derived["B"] = -(-derived["E"] // int(str(attrs["block_size"])))
+    if "B" in derived or "B" in sizes:
+        derived["S"] = -(-derived.get("B", sizes.get("B", 0)) // NESTED_BLOCK_SIZE)
+    for letter, size in derived.items():
+        if sizes.setdefault(letter, size) != size:
+            raise ValueError(f"{op}: an input has {letter} = {sizes[letter]}, the others make it {size}; they must agree")
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

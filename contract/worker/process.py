@@ -6,62 +6,39 @@ next request starts a fresh process. What it wrote to standard error is kept and
 
 from __future__ import annotations
 
-import os
+import contextlib
 import queue
 import signal
-import subprocess
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
+from contract.errors import MissingError
 from contract.worker import wire
+from contract.worker.answers import Answer, HarnessError, ProtocolBroken, RequestFailed, WorkerDied, WorkerHung, check_answer
 from contract.worker.files import FileReference
-from contract.worker.operations import OPERATIONS, expected_answer
+from contract.worker.pipe import Frame, WorkerPipe
+
+__all__ = [
+    "Answer", "HarnessError", "Mutation", "Pending", "ProtocolBroken", "RequestFailed", "StackProcess",
+    "TensorOrReference", "WorkerDied", "WorkerHung", "check_answer",
+]  # fmt: skip
 
 START_SECONDS = 120.0
 REQUEST_SECONDS = 300.0
+CLOSE_SECONDS = 5.0
+EXIT_SECONDS = 5.0
 LOG_LINES = 12
 
+GREETING = 0
+"""Id of the frame that a worker sends unasked once its stack is made."""
+
 TensorOrReference = np.ndarray | FileReference
-
-
-class HarnessError(Exception):
-    """The worker died, hung, or broke the protocol: no statement about its arithmetic."""
-
-
-class WorkerDied(HarnessError):
-    """The worker's process ended."""
-
-
-class WorkerHung(HarnessError):
-    """The worker did not answer in time, and was killed."""
-
-
-class ProtocolBroken(HarnessError):
-    """The worker answered something that is no answer."""
-
-
-class RequestFailed(Exception):
-    """The stack answered with an error; the worker lives on."""
-
-    def __init__(self, stack: str, error_class: str, message: str, trace: str) -> None:
-        super().__init__(f"{stack}: {error_class}: {message}")
-        self.error_class, self.message, self.trace = error_class, message, trace
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a worker answered, and when it was busy with it (monotonic clock, nanoseconds)."""
-
-    values: dict[str, Any]
-    tensors: dict[str, np.ndarray]
-    busy_ns: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -75,20 +52,23 @@ class Mutation:
 
 @dataclass
 class _Process:
-    popen: subprocess.Popen[bytes]
-    log: Path
-    frames: queue.Queue[tuple[dict[str, Any], dict[str, np.ndarray]] | Exception] = field(default_factory=queue.Queue)
+    """One start of a worker: its pipes, the requests that it has not answered, the answers that nobody has collected."""
+
+    pipe: WorkerPipe
+    unanswered: set[int] = field(default_factory=lambda: {GREETING})
+    answered: dict[int, Frame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Pending:
     """A request on its way; `result` waits for the answer."""
 
-    process: StackProcess
+    stack: StackProcess
     request_id: int
     header: dict[str, Any]
     tensors: dict[str, np.ndarray]
     seconds: float
+    start: int
 
     def result(self) -> Answer:
         """Waits for the answer.
@@ -97,7 +77,7 @@ class Pending:
             HarnessError: the worker died, hung, or broke the protocol.
             RequestFailed: the stack answered with an error.
         """
-        return self.process.collect(self)
+        return self.stack.collect(self)
 
 
 class StackProcess:
@@ -123,8 +103,8 @@ class StackProcess:
         self.request_seconds, self.start_seconds = request_seconds, start_seconds
         self.mutations = tuple(mutations)
         self._process: _Process | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix=f"twostack-{name}-")
-        self._next_id = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._next_id = GREETING
         self._starts = 0
 
     def __enter__(self) -> StackProcess:
@@ -139,25 +119,25 @@ class StackProcess:
 
         Raises:
             HarnessError: it did not come up.
-            RequestFailed: it came up and could not make its stack (a package is missing, say).
+            RequestFailed: it came up and could not make its stack (a package is missing, say), or a mutation failed.
         """
         if self._process is not None:
             return
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix=f"twostack-{self.name}-")
         self._starts += 1
-        log = Path(self._folder.name) / f"worker-{self._starts}.log"
-        with open(log, "wb") as stderr:
-            try:
-                popen = subprocess.Popen(
-                    [*self.command, "--device", self.device],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True, bufsize=2**20,
-                )  # fmt: skip
-            except OSError as error:
-                raise WorkerDied(f"{self.name}: could not start {self.command[0]}: {error.strerror}; check its command") from None
-        self._process = _Process(popen, log)
-        threading.Thread(target=_read_frames, args=(self._process,), daemon=True).start()
-        self._wait(0, self.start_seconds, "to start")
-        for mutation in self.mutations:
-            self.request("mutate", asdict(mutation))
+        try:
+            pipe = WorkerPipe([*self.command, "--device", self.device], self._log())
+        except OSError as error:
+            raise WorkerDied(f"{self.name}: could not start {self.command[0]}: {error.strerror}; check its command") from None
+        self._process = _Process(pipe)
+        try:
+            self._greet()
+            for mutation in self.mutations:
+                self.request("mutate", asdict(mutation))
+        except BaseException:
+            self.kill()  # one without all of its mutations must never answer
+            raise
 
     def request(
         self, request: str, values: Mapping[str, Any] | None = None, tensors: Mapping[str, TensorOrReference] | None = None
@@ -183,151 +163,167 @@ class StackProcess:
         *,
         seconds: float | None = None,
     ) -> Pending:
-        """Sends a request without waiting for its answer; answers come in the order of requests."""
+        """Sends a request without waiting for its answer; the worker answers in the order of requests.
+
+        Args:
+            seconds: how long the worker may be silent; each progress frame starts the time anew.
+
+        Raises:
+            HarnessError: the worker died, or did not take the request in time.
+            WireError: the request itself can't travel; nothing was sent.
+        """
         self.start()
         self._next_id += 1
+        seconds = self.request_seconds if seconds is None else seconds
         arrays = {name: tensor for name, tensor in (tensors or {}).items() if isinstance(tensor, np.ndarray)}
         references = {name: asdict(tensor) for name, tensor in (tensors or {}).items() if isinstance(tensor, FileReference)}
         header = {"id": self._next_id, "request": request, "values": dict(values or {}), "references": references}
-        self._send(header, arrays)
-        return Pending(self, self._next_id, header, arrays, self.request_seconds if seconds is None else seconds)
+        pending = Pending(self, self._next_id, header, arrays, seconds, self._starts)
+        self._send(pending)
+        return pending
 
     def collect(self, pending: Pending) -> Answer:
-        """Waits for the answer to `pending` (Pending.result)."""
-        what = f"to answer {pending.header['request']}"
-        header, tensors = self._wait(pending.request_id, pending.seconds, what)
-        if header.get("status") == "need_file":
-            self._send_file(str(header.get("sha256")), pending.header["references"])
-            self._send(pending.header, pending.tensors)
-            header, tensors = self._wait(pending.request_id, pending.seconds, what)
-        busy = header.get("busy_ns", [0, 0])
-        return Answer(header.get("values", {}), tensors, (int(busy[0]), int(busy[1])))
+        """Waits for the answer to `pending` (Pending.result); pending requests may be collected in any order."""
+        sent: set[str] = set()
+        while True:
+            header, tensors = self._wait(pending)
+            if header["status"] == "ok":
+                return self._answer(header, tensors)
+            sha256 = str(header.get("sha256"))
+            if sha256 in sent:
+                raise self._broken(f"asked again for the file with SHA-256 {sha256}, which it was sent")
+            self._send_file(sha256, pending.header["references"])
+            sent.add(sha256)
+            self._send(pending)
 
     def log_tail(self) -> str:
         """The last lines that the worker wrote to standard error."""
-        if self._starts == 0:
+        if self._folder is None or not self._log().exists():
             return ""
-        log = Path(self._folder.name) / f"worker-{self._starts}.log"
-        return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) if log.exists() else ""
+        return "\n".join(self._log().read_text(errors="replace").splitlines()[-LOG_LINES:])
 
     def kill(self) -> None:
         """Ends the worker and its children at once."""
-        if self._process is None:
-            return
-        popen, self._process = self._process.popen, None
-        try:
-            os.killpg(popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        popen.wait()
-        for pipe in (popen.stdin, popen.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:
-                    pass
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.pipe.kill()
 
     def close(self) -> None:
-        """Asks the worker to end, and ends it; its log goes too."""
-        if self._process is not None:
-            try:
-                self.submit("close", seconds=5.0).result()
-            except (HarnessError, RequestFailed):
-                pass
+        """Asks the worker to end, and ends it; its log goes too. A later request starts a new one."""
+        if self._process is not None and not self._process.unanswered:
+            with contextlib.suppress(HarnessError, RequestFailed):
+                self.submit("close", seconds=CLOSE_SECONDS).result()
         self.kill()
-        self._folder.cleanup()
+        if self._folder is not None:
+            folder, self._folder = self._folder, None
+            folder.cleanup()
 
-    def _send(self, header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    def _log(self) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"worker-{self._starts}.log"
+
+    def _greet(self) -> None:
+        """The worker's first frame says that its stack is made, and which protocol it speaks."""
+        header, _ = self._wait(Pending(self, GREETING, {"request": "start"}, {}, self.start_seconds, self._starts))
+        values = header.get("values")
+        protocol = values.get("protocol") if isinstance(values, dict) else None
+        if header["status"] != "ok" or protocol != wire.PROTOCOL:
+            raise self._broken(f"speaks protocol {protocol!r}, allowed is {wire.PROTOCOL}; install matching versions on both sides")
+
+    def _send(self, pending: Pending) -> None:
         assert self._process is not None
+        parts = wire.encode(pending.header, pending.tensors)
+        self._process.unanswered.add(pending.request_id)
         try:
-            wire.send(cast(BinaryIO, self._process.popen.stdin), header, tensors)
+            self._process.pipe.write(parts, pending.seconds)
+        except TimeoutError:
+            raise self._hung(pending.seconds, f"to take the request {pending.header['request']}") from None
         except OSError:
             raise self._died() from None
+        except BaseException:
+            self.kill()  # half a frame is in the pipe
+            raise
 
     def _send_file(self, sha256: str, references: Mapping[str, Mapping[str, str]]) -> None:
         paths = [reference["path"] for reference in references.values() if reference["sha256"] == sha256]
         if not paths:
             raise self._broken(f"asked for a file with SHA-256 {sha256}, which the request does not name")
-        content = np.fromfile(paths[0], dtype=np.uint8)
+        try:
+            content = np.fromfile(paths[0], dtype=np.uint8)
+        except OSError as error:
+            raise MissingError(
+                f"{self.name} has no file with SHA-256 {sha256}, and {paths[0]} can't be read here ({error.strerror}); put the file there"
+            ) from None
         self.request("file", {"sha256": sha256}, {"content": content})
 
-    def _wait(self, request_id: int, seconds: float, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        if self._process is None:
-            raise WorkerDied(f"{self.name}: the worker was ended before it could answer")
-        while True:
-            try:
-                frame = self._process.frames.get(timeout=seconds)
-            except queue.Empty:
-                tail = self.log_tail()
-                self.kill()
-                raise WorkerHung(_with_log(f"{self.name}: took over {seconds:g} s {what}, and was killed", tail)) from None
-            if isinstance(frame, wire.EndOfPipe | OSError):
-                raise self._died()
-            if isinstance(frame, Exception):
-                raise self._broken(str(frame))
-            header, tensors = frame
+    def _wait(self, pending: Pending) -> Frame:
+        """The answer to one request: `ok` or `need_file`; anything else raises."""
+        process = self._process
+        if process is None or pending.start != self._starts:
+            raise WorkerDied(f"{self.name}: the worker was ended before it could answer {pending.header['request']}")
+        while pending.request_id not in process.answered:
+            if pending.request_id not in process.unanswered:
+                raise ValueError(f"the answer to request {pending.request_id} was collected before; keep it, or ask again")
+            header, tensors = self._receive(process, pending)
             if header.get("status") == "progress":
                 continue
-            if header.get("id") != request_id:
-                raise self._broken(f"answered request {header.get('id')!r}, asked was {request_id}")
-            if header.get("status") == "error":
-                error = header.get("error")
-                if not isinstance(error, dict) or not {"class", "message", "traceback"} <= set(error):
-                    raise self._broken("answered an error without class, message and traceback")
-                if request_id == 0:
-                    self.kill()
-                raise RequestFailed(self.name, str(error["class"]), str(error["message"]), str(error["traceback"]))
-            if header.get("status") not in ("ok", "need_file"):
-                raise self._broken(f"answered with status {header.get('status')!r}; allowed: ok, error, progress, need_file")
-            return header, tensors
+            answered = header.get("id")
+            if not isinstance(answered, int) or answered not in process.unanswered:
+                raise self._broken(f"answered request {answered!r}, waiting for one of {sorted(process.unanswered)}")
+            process.unanswered.discard(answered)
+            process.answered[answered] = header, tensors
+        header, tensors = process.answered.pop(pending.request_id)
+        if header.get("status") == "error":
+            raise self._failed(header.get("error"))
+        if header.get("status") not in ("ok", "need_file"):
+            raise self._broken(f"answered with status {header.get('status')!r}; allowed: ok, error, progress, need_file")
+        return header, tensors
+
+    def _receive(self, process: _Process, pending: Pending) -> Frame:
+        try:
+            frame = process.pipe.frames.get(timeout=pending.seconds)
+        except queue.Empty:
+            raise self._hung(pending.seconds, f"to answer {pending.header['request']}") from None
+        if isinstance(frame, wire.EndOfPipe | wire.CutShort | OSError):
+            raise self._died()
+        if isinstance(frame, Exception):
+            raise self._broken(str(frame))
+        return frame
+
+    def _answer(self, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Answer:
+        values, busy = header.get("values", {}), header.get("busy_ns", [0, 0])
+        if not isinstance(values, dict):
+            raise self._broken(f"answered values that are a {type(values).__name__}, must be an object")
+        if not (isinstance(busy, list) and len(busy) == 2 and all(isinstance(time, int) for time in busy)):
+            raise self._broken(f"answered busy_ns {busy!r}, must be two integers")
+        return Answer(values, tensors, (busy[0], busy[1]))
+
+    def _failed(self, error: object) -> Exception:
+        if not isinstance(error, dict) or not {"class", "message", "traceback"} <= set(error):
+            return self._broken("answered an error without class, message and traceback")
+        return RequestFailed(self.name, str(error["class"]), str(error["message"]), str(error["traceback"]))
+
+    def _hung(self, seconds: float, what: str) -> WorkerHung:
+        return WorkerHung(self._ended(f"{self.name}: took over {seconds:g} s {what}, and was killed"))
 
     def _died(self) -> WorkerDied:
         assert self._process is not None
-        popen = self._process.popen
-        try:
-            code: int | None = popen.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            code = None
-        tail = self.log_tail()
-        self.kill()
-        how = "closed its pipe" if code is None else f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-        return WorkerDied(_with_log(f"{self.name}: the worker {how}", tail))
+        code = self._process.pipe.exit_code(EXIT_SECONDS)
+        how = "closed its pipe" if code is None else f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal(-code)}"
+        return WorkerDied(self._ended(f"{self.name}: the worker {how}"))
 
     def _broken(self, why: str) -> ProtocolBroken:
-        tail = self.log_tail()
+        return ProtocolBroken(self._ended(f"{self.name}: broke the protocol: {why}"))
+
+    def _ended(self, message: str) -> str:
+        """Kills the worker; the message with its last words."""
         self.kill()
-        return ProtocolBroken(_with_log(f"{self.name}: broke the protocol: {why}", tail))
+        tail = self.log_tail()
+        return f"{message}; its last words:\n{tail}" if tail else message
 
 
-def check_answer(
-    stack: str, op: str, attrs: Mapping[str, Any], tensors: Mapping[str, np.ndarray], answered: Mapping[str, np.ndarray]
-) -> None:
-    """Holds an answer against the operation's table.
-
-    Raises:
-        ProtocolBroken: a tensor is missing, extra, of the wrong shape or dtype.
-    """
-    expected = expected_answer(OPERATIONS[op], attrs, tensors)
-    got = {name: (tensor.shape, tensor.dtype.name) for name, tensor in answered.items()}
-    for name in sorted(set(expected) | set(got)):
-        if got.get(name) != expected.get(name):
-            raise ProtocolBroken(
-                f"{stack}: broke the protocol: {op} answered {name} as {_spell(got.get(name))}, must be {_spell(expected.get(name))}"
-            )
-
-
-def _spell(tensor: tuple[tuple[int, ...], str] | None) -> str:
-    return "nothing" if tensor is None else f"{tensor[1]}{list(tensor[0])}"
-
-
-def _with_log(message: str, tail: str) -> str:
-    return f"{message}; its last words:\n{tail}" if tail else message
-
-
-def _read_frames(process: _Process) -> None:
-    pipe = cast(BinaryIO, process.popen.stdout)
+def _signal(number: int) -> str:
     try:
-        while True:
-            process.frames.put(wire.receive(pipe))
-    except (wire.WireError, OSError, ValueError) as error:
-        process.frames.put(error if isinstance(error, wire.WireError | OSError) else OSError(str(error)))
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

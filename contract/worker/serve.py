@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import queue
 import sys
@@ -20,9 +21,9 @@ import numpy as np
 
 from contract.worker import files, mutation, wire
 from contract.worker.operations import OPERATIONS
-from contract.worker.stack import REQUESTS, NotSupported, Reply, Stack, Tensors
+from contract.worker.stack import REQUESTS, NotSupported, Reply, Stack
 
-PROTOCOL = 1
+PROTOCOL = wire.PROTOCOL
 
 
 class Channel:
@@ -30,24 +31,26 @@ class Channel:
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
-        self.request_id: int | None = None
-        self._cancelled = threading.Event()
+        self._request_id: object = None
+        self._turn = 0
+        self._cancelled_through: float = 0
 
     def progress(self, **values: Any) -> None:
         """Sends a progress frame for the request under way."""
-        wire.send(self._pipe, {"id": self.request_id, "status": "progress", "values": values})
+        wire.send(self._pipe, {"id": self._request_id, "status": "progress", "values": values})
 
     @property
     def cancelled(self) -> bool:
-        """True once the launcher asked to stop the request under way."""
-        return self._cancelled.is_set()
+        """True once the launcher asked to stop the request under way, or is gone."""
+        return self._turn <= self._cancelled_through
 
-    def begin(self, request_id: int) -> None:
-        self.request_id = request_id
-        self._cancelled.clear()
+    def begin(self, request_id: object, turn: int) -> None:
+        """The request that came as number `turn` is under way now."""
+        self._request_id, self._turn = request_id, turn
 
-    def cancel(self) -> None:
-        self._cancelled.set()
+    def cancel_through(self, turn: float) -> None:
+        """Cancels every request up to number `turn`: also one that was read, and has not begun."""
+        self._cancelled_through = turn
 
 
 class Worker:
@@ -62,7 +65,7 @@ class Worker:
         self._factory, self._device = factory, device
         self._incoming, self._outgoing = incoming, outgoing
         self._channel = Channel(outgoing)
-        self._requests: queue.Queue[tuple[dict[str, Any], dict[str, np.ndarray]] | None] = queue.Queue()
+        self._requests: queue.Queue[tuple[int, dict[str, Any], dict[str, np.ndarray]] | None] = queue.Queue()
         self._stack: Stack | None = None
 
     def run(self) -> None:
@@ -75,8 +78,11 @@ class Worker:
         wire.send(self._outgoing, {"id": 0, "status": "ok", "values": {"protocol": PROTOCOL, "pid": os.getpid()}})
         threading.Thread(target=self._read, daemon=True).start()
         while (frame := self._requests.get()) is not None:
-            header, tensors = frame
-            wire.send(*self._answer(header, tensors))
+            turn, header, tensors = frame
+            self._channel.begin(header.get("id"), turn)
+            for part in self._answer(header, tensors):
+                self._outgoing.write(part)
+            self._outgoing.flush()
             if header.get("request") == "close":
                 return
 
@@ -85,31 +91,33 @@ class Worker:
         return cast(Stack, getattr(importlib.import_module(module), attribute)(self._device, self._channel))
 
     def _read(self) -> None:
+        turn = 0
         try:
             while True:
                 header, tensors = wire.receive(self._incoming)
+                turn += 1
                 if header.get("request") == "cancel":
-                    self._channel.cancel()
-                self._requests.put((header, tensors))
-        except (wire.WireError, OSError) as error:
+                    self._channel.cancel_through(turn)
+                self._requests.put((turn, header, tensors))
+        except Exception as error:
             if not isinstance(error, wire.EndOfPipe):
                 print(f"worker: {error}", file=sys.stderr)
+            self._channel.cancel_through(math.inf)
             self._requests.put(None)
 
-    def _answer(self, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[BinaryIO, dict[str, Any], Tensors]:
+    def _answer(self, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[bytes, bytes]:
+        """The frame that answers a request; whatever goes wrong, also in writing the answer down, is an answer too."""
         started = time.monotonic_ns()
         answer: dict[str, Any] = {"id": header.get("id")}
         try:
             reply = self._dispatch(header, tensors)
-            answer |= {"status": "ok", "values": reply.values}
-            out: Tensors = reply.tensors
+            busy = [started, time.monotonic_ns()]
+            return wire.encode({**answer, "status": "ok", "values": reply.values, "busy_ns": busy}, reply.tensors)
         except files.FileNeeded as needed:
             answer |= {"status": "need_file", "sha256": needed.sha256}
-            out = {}
         except Exception as error:
             answer |= {"status": "error", "error": _describe(error)}
-            out = {}
-        return self._outgoing, answer | {"busy_ns": [started, time.monotonic_ns()]}, out
+        return wire.encode({**answer, "busy_ns": [started, time.monotonic_ns()]})
 
     def _dispatch(self, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Reply:
         request, values = header.get("request"), header.get("values", {})
@@ -122,11 +130,13 @@ class Worker:
             return Reply()
         if request not in REQUESTS:
             raise NotSupported(f"there is no request {request!r}; allowed: {', '.join(REQUESTS)}")
-        self._channel.begin(int(header.get("id", 0)))
         if request == "mutate":
             mutation.plant(self._factory.split(":")[0].rpartition(".")[0], values["module"], values["find"], values["replace"])
+            self._stack = None  # if the changed source fails, the unchanged stack must not answer in its place
             self._stack = self._make()
             return Reply()
+        if self._stack is None:
+            raise RuntimeError("there is no stack since a mutation failed; start a fresh worker")
         method = getattr(self._stack, request, None)
         if method is None:
             raise NotSupported(f"this stack does not support the request {request!r} yet")

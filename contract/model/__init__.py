@@ -1,0 +1,1 @@
+"""Models: what lies on disk, and where both stacks start."""

@@ -1,0 +1,1 @@
+"""The checks: one file an operation, all of them in `registry`."""

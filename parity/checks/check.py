@@ -1,0 +1,108 @@
+"""What a check is: drawn inputs, what to ask the stacks, and how to judge the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from hypothesis.strategies import SearchStrategy
+
+from contract.worker.files import FileReference
+from contract.worker.stack import Capabilities
+from parity.judge.verdict import Comparison
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Question(StrEnum):
+    """The three questions, asked apart (README.md)."""
+
+    SAME_FUNCTION = "same_function"
+    PRECISION = "precision"
+    FAST_PATH = "fast_path"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One input.
+
+    name:    how it was made, in a few words
+    inputs:  work dtype -> tensors by name; what differs by dtype is drawn for each (a float64 case has full mantissas)
+    attrs:   the operation's attributes, less dtype
+    real:    the file and tensor that the weight is, for a real checkpoint's weight
+    """
+
+    name: str
+    inputs: Mapping[str, Arrays]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    real: FileReference | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One `compute` request; a tensor named in `references` is sent as a file's hash, not as bytes."""
+
+    op: str
+    attrs: Mapping[str, Any]
+    tensors: Arrays
+    references: Mapping[str, FileReference] = field(default_factory=dict)
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for requests on the same arrays, so that two questions can share one answer."""
+        return self.op, repr(sorted(self.attrs.items())), tuple(sorted((name, id(array)) for name, array in self.tensors.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What one stack answered to a plan's requests, in their order."""
+
+    stack: str
+    capabilities: Capabilities
+    answers: Sequence[Arrays]
+
+
+Judge = Callable[[Case, Sequence[Answered], float], list[Comparison]]
+"""(case, one Answered a stack of the cell, false-alarm probability to spend) -> comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one question is asked in one dtype.
+
+    statistical: how many of the comparisons of one example spend false-alarm probability
+    """
+
+    question: Question
+    dtype: str
+    requests: Callable[[Case], tuple[Request, ...]]
+    judge: Judge
+    statistical: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the table.
+
+    plans:           the questions that are asked
+    not_applicable:  the others, each with its reason
+    operations:      what a stack must declare to be asked
+    cases:           strategy of drawn inputs
+    fixed_cases:     inputs that every run must cover: real weights, dense grids
+    """
+
+    id: str
+    tier: str
+    title: str
+    operations: tuple[str, ...]
+    plans: tuple[Plan, ...]
+    not_applicable: Mapping[Question, str]
+    cases: SearchStrategy[Case]
+    fixed_cases: Callable[[], Iterator[Case]] | None = None
+
+    def __post_init__(self) -> None:
+        asked = {plan.question for plan in self.plans}
+        assert asked.isdisjoint(self.not_applicable), f"{self.id}: asked and not applicable"
+        assert asked | set(self.not_applicable) == set(Question), f"{self.id}: a question is neither asked nor explained"

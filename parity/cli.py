@@ -1,0 +1,124 @@
+"""The `parity` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contract.errors import EnvironmentUnfit, MissingError, UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Do two stacks compute the same thing?")
+
+USAGE, HARNESS, MISSING, UNFIT, INTERRUPTED = 2, 3, 4, 5, 130
+
+
+@app.command()
+def run(
+    tier: Annotated[str, typer.Option(help="Tiers, comma-separated (A,B); all unless given.")] = "",
+    only: Annotated[list[str] | None, typer.Option(help="A check's id; repeatable.", metavar="CHECK")] = None,
+    stacks: Annotated[str, typer.Option(help="Stacks, comma-separated; all that are known unless given.")] = "",
+    device: Annotated[list[str] | None, typer.Option(help="STACK=DEVICE; repeatable.", metavar="STACK=DEVICE")] = None,
+    profile: Annotated[str, typer.Option(help="How much to draw: quick, ci or nightly.")] = "ci",
+    seed: Annotated[int | None, typer.Option(help="Draws the same inputs again.", min=0)] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Seconds; what was not covered then is said, and is exit 4.", min=0)] = None,
+    mutant: Annotated[list[str] | None, typer.Option(help="Plants a known bug first, to see the gate go red; repeatable.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Writes the record as JSON (docs/run.schema.json).")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Writes JUnit XML.")] = None,
+) -> None:
+    """Runs the gate.
+
+    Exit codes: 0 pass; 1 divergence; 2 usage; 3 a worker died, hung or broke the protocol; 4 something asked for is
+    missing, skipped or not covered; 5 environment unfit. Of several, the first in the order 2, 5, 1, 3, 4.
+    """
+    from parity import profiles, session
+    from parity.report import junit as junit_report
+    from parity.report import record, table, terminal
+
+    if profile not in profiles.PROFILES:
+        raise UserError(f"there is no profile {profile!r}; allowed: {', '.join(profiles.PROFILES)}")
+    options = session.Options(
+        tiers=_words(tier), checks=tuple(only or ()), stacks=_words(stacks), devices=_devices(device or []), profile=profile, seed=seed,
+        time_budget=time_budget, mutants=tuple(mutant or ()),
+    )  # fmt: skip
+    for path in (json, junit):
+        _require_writable(path)
+    with terminal.progress() as progress:
+        result = session.run(options, progress)
+    table.show(result, terminal.console())
+    if json is not None:
+        record.write(result, json)
+    if junit is not None:
+        junit_report.write(result, junit)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def doctor() -> None:
+    """Says what is installed, which devices and compilers work, which known defects apply here, and what to do."""
+    from parity import doctor as examination
+    from parity.report import terminal
+
+    raise typer.Exit(examination.show(examination.examine(), terminal.console()))
+
+
+@app.command()
+def coverage(
+    write: Annotated[bool, typer.Option("--write", help="Records the matrix in parity/coverage.json.")] = False,
+) -> None:
+    """Prints the matrix of check x stack x question x device, each cell run or not applicable with the reason."""
+    from parity import cells, session
+    from parity.report import terminal
+
+    found = session.coverage_of_all()
+    terminal.matrix(found)
+    if write:
+        cells.write_coverage(found)
+    elif found != cells.read_coverage():
+        raise MissingError("the matrix differs from parity/coverage.json; record it: parity coverage --write")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _devices(pairs: list[str]) -> dict[str, str]:
+    devices = {}
+    for pair in pairs:
+        stack, equals, name = pair.partition("=")
+        if not (stack and equals and name):
+            raise UserError(f"--device is {pair!r}, must be STACK=DEVICE, as in tinygrad_lora=WEBGPU")
+        devices[stack] = name
+    return devices
+
+
+def _require_writable(path: Path | None) -> None:
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"{path} can't be written: there is no folder {path.parent}; make it first")
+
+
+def main() -> None:
+    """Entry point: one line for what a user can get wrong, and the right exit code."""
+    from contract.worker.answers import HarnessError
+
+    try:
+        app()
+    except MissingError as error:
+        _fail(str(error), MISSING)
+    except EnvironmentUnfit as error:
+        _fail(str(error), UNFIT)
+    except UserError as error:
+        _fail(str(error), USAGE)
+    except HarnessError as error:
+        _fail(str(error), HARNESS)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check its folder, rights and space", UNFIT)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"parity: {message}", file=sys.stderr)
+    raise SystemExit(code)

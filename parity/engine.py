@@ -1,0 +1,298 @@
+"""Runs checks: draws inputs, asks the stacks, judges the answers, shrinks what fails.
+
+While the stacks compute one example, the previous one is judged, so that a run waits for the stacks and not for
+itself. Exploring never stops at a failure, so that every independent one is found; each failing cell is then shrunk alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import hypothesis
+import numpy as np
+from hypothesis import HealthCheck, Phase, settings
+
+from contract.errors import MissingError
+from contract.worker.answers import HarnessError, RequestFailed, check_answer
+from contract.worker.process import Pending, StackProcess
+from contract.worker.stack import Capabilities
+from parity.cells import Cell
+from parity.checks.check import Answered, Arrays, Case, Check, Request
+from parity.find import reproducer
+from parity.judge import confidence, controls
+from parity.judge.verdict import Comparison
+from parity.report.record import Controls, Result, Status, TensorResult
+
+SHRINK_SECONDS = 20.0
+SHRINK_EXAMPLES = 200
+GIVE_UP_AFTER = 3
+"""A stack that died, hung or broke the protocol that often is not asked again in this run."""
+
+Key = tuple[object, ...]
+
+
+class Divergence(AssertionError):
+    """Raised while shrinking, to tell hypothesis that an input still fails."""
+
+
+@dataclass
+class _Tally:
+    """What is known of one cell so far."""
+
+    cell: Cell
+    examples: int = 0
+    real: int = 0
+    worst: dict[str, tuple[Comparison, Case]] = field(default_factory=dict)
+    failure: tuple[Comparison, Case] | None = None
+    error: str = ""
+    controls: controls.Outcome = controls.NONE
+
+    def add(self, comparison: Comparison, case: Case) -> None:
+        known = self.worst.get(comparison.tensor)
+        if known is None or _tighter(comparison, known[0]):
+            self.worst[comparison.tensor] = (comparison, case)
+        if not comparison.passed and self.failure is None:
+            self.failure = (comparison, case)
+        self.controls += comparison.controls
+        if comparison.controls.missed and not self.error:
+            self.error = f"{comparison.tensor}: the comparison accepted a negative control ({', '.join(comparison.controls.missed)})"
+
+
+@dataclass
+class _Asked:
+    """One example on its way: which cells it serves, and the requests that each stack was sent."""
+
+    case: Case
+    cells: list[Cell]
+    pending: dict[tuple[str, Key], tuple[Request, Pending]]
+    errors: dict[str, str]
+
+
+class Engine:
+    """Asks a set of running stacks.
+
+    Args:
+        processes: the stacks by name.
+        capabilities: what each declares.
+        examples: drawn examples a check.
+        statistical: how many statistical comparisons the whole run plans; the confidence is divided over them.
+        on_example: called after each example, for a progress bar.
+        deadline: monotonic time after which nothing new is asked; None for none.
+    """
+
+    def __init__(
+        self,
+        processes: Mapping[str, StackProcess],
+        capabilities: Mapping[str, Capabilities],
+        *,
+        examples: int,
+        seed: int,
+        statistical: int,
+        mutants: Sequence[str] = (),
+        deadline: float | None = None,
+        on_example: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._processes, self._capabilities = processes, capabilities
+        self._examples, self._seed, self._mutants = examples, seed, tuple(mutants)
+        self._false_alarm = confidence.per_comparison(max(1, statistical))
+        self._deadline, self._on_example = deadline, on_example
+        self._harness_errors: dict[str, int] = dict.fromkeys(processes, 0)
+        self.busy: dict[str, list[tuple[int, int]]] = {name: [] for name in processes}
+
+    def run(self, check: Check, cells: Sequence[Cell]) -> list[Result]:
+        """Explores one check for the cells that ask it; one result a cell."""
+        started = time.monotonic()
+        tallies = {cell.key: _Tally(cell) for cell in cells}
+        missing = self._explore(check, tallies)
+        for tally in tallies.values():
+            if tally.failure is not None:
+                self._shrink(check, tally)
+        share = (time.monotonic() - started) / max(1, len(cells))
+        return [self._result(tally, missing, share) for tally in tallies.values()]
+
+    def _explore(self, check: Check, tallies: dict[str, _Tally]) -> str:
+        """All fixed cases, then the drawn ones; returns why not all were covered, if so."""
+        waiting: list[_Asked] = []
+
+        def example(case: Case) -> None:
+            if self._out_of_time():
+                return
+            cells = [tally.cell for tally in tallies.values() if not tally.error]
+            waiting.append(self._ask(case, cells))
+            if len(waiting) > 1:
+                self._judge(waiting.pop(0), tallies)
+            self._on_example()
+
+        missing = ""
+        try:
+            for case in check.fixed_cases() if check.fixed_cases else ():
+                example(case)
+        except MissingError as error:
+            missing = str(error)
+        _draw(check, example, self._examples, self._seed, (Phase.generate,))
+        while waiting:
+            self._judge(waiting.pop(0), tallies)
+        return "the time budget was spent before all examples were asked" if self._out_of_time() else missing
+
+    def _shrink(self, check: Check, tally: _Tally) -> None:
+        """Replaces a tally's failure by the smallest one that hypothesis finds."""
+        until = time.monotonic() + SHRINK_SECONDS
+
+        def example(case: Case) -> None:
+            if time.monotonic() > until:
+                return
+            alone = _Tally(tally.cell)
+            self._judge(self._ask(case, [tally.cell]), {tally.cell.key: alone})
+            if alone.failure is not None:
+                if tally.failure is None or _size(case) <= _size(tally.failure[1]):
+                    tally.failure = alone.failure
+                raise Divergence(tally.cell.key)
+
+        try:
+            _draw(check, example, SHRINK_EXAMPLES, self._seed, (Phase.generate, Phase.shrink))
+        except (Divergence, hypothesis.errors.Flaky):
+            pass
+
+    def _ask(self, case: Case, cells: list[Cell]) -> _Asked:
+        asked = _Asked(case, cells, {}, {})
+        for cell in cells:
+            assert cell.plan is not None
+            for request in cell.plan.requests(case):
+                for stack in cell.stacks:
+                    if (stack, request.key()) not in asked.pending and stack not in asked.errors:
+                        self._submit(asked, stack, request)
+        return asked
+
+    def _submit(self, asked: _Asked, stack: str, request: Request) -> None:
+        if self._harness_errors[stack] >= GIVE_UP_AFTER:
+            asked.errors[stack] = f"{stack}: given up on after {GIVE_UP_AFTER} failures of its worker"
+            return
+        tensors = {**request.tensors, **request.references}
+        try:
+            pending = self._processes[stack].submit("compute", {"op": request.op, "attrs": dict(request.attrs)}, tensors)
+            asked.pending[stack, request.key()] = (request, pending)
+        except (HarnessError, RequestFailed) as error:
+            self._note(stack, error, asked)
+
+    def _note(self, stack: str, error: Exception, asked: _Asked) -> None:
+        if stack not in asked.errors:
+            asked.errors[stack] = str(error)
+            self._harness_errors[stack] += isinstance(error, HarnessError)
+
+    def _judge(self, asked: _Asked, tallies: Mapping[str, _Tally]) -> None:
+        answers: dict[tuple[str, Key], Arrays] = {}
+        for (stack, key), (request, pending) in asked.pending.items():
+            try:
+                answer = pending.result()
+                check_answer(stack, request.op, request.attrs, request.tensors, answer.tensors)
+            except (HarnessError, RequestFailed) as error:
+                self._note(stack, error, asked)
+                continue
+            self.busy[stack].append(answer.busy_ns)
+            answers[stack, key] = answer.tensors
+        for cell in asked.cells:
+            self._judge_cell(tallies[cell.key], asked, answers)
+
+    def _judge_cell(self, tally: _Tally, asked: _Asked, answers: Mapping[tuple[str, Key], Arrays]) -> None:
+        cell, case = tally.cell, asked.case
+        assert cell.plan is not None
+        broken = [asked.errors[stack] for stack in cell.stacks if stack in asked.errors]
+        if broken:
+            tally.error = tally.error or f"{broken[0]} (on {case.name})"
+            return
+        keys = [request.key() for request in cell.plan.requests(case)]
+        answered = [
+            Answered(stack=stack, capabilities=self._capabilities[stack], answers=[answers[stack, key] for key in keys]) for stack in cell.stacks
+        ]
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            try:
+                comparisons = cell.plan.judge(case, answered, self._false_alarm)
+            except ValueError as error:
+                tally.error = tally.error or f"{error} (on {case.name})"
+                return
+        tally.examples += 1
+        tally.real += case.real is not None
+        for comparison in comparisons:
+            tally.add(comparison, case)
+
+    def _out_of_time(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _result(self, tally: _Tally, missing: str, seconds: float) -> Result:
+        cell, failure = tally.cell, tally.failure
+        shown = failure[0] if failure else _tightest(tally)
+        snippet = ""
+        if failure is not None:
+            status, reason = Status.FAIL, _explain(*failure)
+            assert cell.plan is not None
+            snippet = reproducer.snippet(cell, failure[1], failure[0], cell.plan.requests(failure[1]), seed=self._seed, mutants=self._mutants)
+        elif tally.error:
+            status, reason = Status.ERROR, tally.error
+        elif missing or not tally.examples:
+            status, reason = Status.NOT_COVERED, missing or "no example was asked"
+        else:
+            status, reason = Status.PASS, ""
+        return Result(
+            id=cell.check.id, tier=cell.check.tier, title=cell.check.title, stacks=cell.stacks, question=cell.question, device=cell.devices,
+            dtype=cell.dtype, status=status, reason=reason, snippet=snippet, examples=tally.examples, real_weights=tally.real, seconds=seconds,
+            observed=shown.observed if shown else None, bound=shown.bound if shown else None,
+            bound_source=shown.bound_source if shown else "", headroom=shown.headroom if shown else None,
+            controls=Controls(applied=tally.controls.applied, caught=tally.controls.caught),
+            tensors=tuple(
+                TensorResult(
+                    tensor=one.tensor, observed=one.observed, bound=one.bound, unit=one.unit, bound_source=one.bound_source,
+                    headroom=one.headroom, case=case.name,
+                )
+                for one, case in tally.worst.values()
+            ),
+        )  # fmt: skip
+
+
+def _draw(check: Check, example: Callable[[Case], None], examples: int, seed: int, phases: tuple[Phase, ...]) -> None:
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=examples, phases=phases, database=None, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False, verbosity=hypothesis.Verbosity.quiet,
+    )  # fmt: skip
+    @hypothesis.given(check.cases)
+    def body(case: Case) -> None:
+        example(case)
+
+    body()
+
+
+def _tighter(one: Comparison, other: Comparison) -> bool:
+    """Whether `one` has less head-room than `other`; a failed comparison has the least."""
+    return (one.passed, _headroom(one)) < (other.passed, _headroom(other))
+
+
+def _headroom(comparison: Comparison) -> float:
+    return float("inf") if comparison.headroom is None else comparison.headroom
+
+
+def _tightest(tally: _Tally) -> Comparison | None:
+    return min((comparison for comparison, _ in tally.worst.values()), key=_headroom, default=None)
+
+
+def _explain(comparison: Comparison, case: Case) -> str:
+    where = "" if comparison.where is None or not comparison.where else f" at {list(comparison.where)}"
+    return f"{comparison.tensor}{where}: {comparison.unit} {comparison.observed:.4g}, allowed {comparison.bound:.4g} (on {case.name})"
+
+
+def _size(case: Case) -> int:
+    return sum(array.size for arrays in case.inputs.values() for array in arrays.values())
+
+
+def busy_seconds(busy: Mapping[str, Sequence[tuple[int, int]]]) -> float:
+    """Seconds during which at least one stack was busy: the union of the intervals (monotonic clock, nanoseconds)."""
+    total, end = 0, 0
+    for start, stop in _sorted(busy):
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total / 1e9
+
+
+def _sorted(busy: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
+    return iter(sorted(interval for intervals in busy.values() for interval in intervals))

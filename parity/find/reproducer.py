@@ -1,0 +1,77 @@
+"""A snippet that shows one failure again and needs no knowledge of the check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from contract.worker.discover import discover
+from contract.worker.files import FileReference
+from contract.worker.process import StackProcess
+from parity.cells import Cell
+from parity.checks.check import Case, Request
+from parity.judge.verdict import Comparison
+from parity.mutants import catalogue
+
+MAX_LITERAL_ELEMENTS = 600
+"""A tensor of more elements is given by its check's draw, not spelled out."""
+
+
+def ask(
+    stack: str, device: str, op: str, attrs: Mapping[str, object], tensors: Mapping[str, np.ndarray | FileReference], mutants: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """One operation of one stack, in a worker of its own (what a snippet calls)."""
+    mutations = [catalogue.read(name).mutation for name in mutants if catalogue.read(name).stack == stack]
+    with StackProcess(stack, discover()[stack].command, device, mutations=mutations) as process:
+        return process.request("compute", {"op": op, "attrs": dict(attrs)}, tensors).tensors
+
+
+def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[Request], *, seed: int, mutants: Sequence[str]) -> str:
+    """A Python program: the inputs, the question put to each stack, and what to look at."""
+    tensor = comparison.tensor.split(" ")[0]
+    lines = [
+        f"# {cell.key}",
+        f"# {case.name}",
+        f"# {comparison.tensor}: {comparison.unit} {comparison.observed:.6g}, allowed {comparison.bound:.6g} ({comparison.bound_source})",
+        "import ml_dtypes  # bfloat16",
+        "import numpy as np",
+        "from contract.worker.files import FileReference",
+        "from parity.find.reproducer import ask",
+        "",
+    ]
+    if not all(_spellable(request) for request in requests):
+        lines.append(f"# too large to spell out; run: parity run --only {cell.check.id} --stacks {','.join(cell.stacks)} --seed {seed}")
+        return "\n".join(lines)
+    names = []
+    for stack, device in zip(cell.stacks, cell.devices, strict=True):
+        for index, request in enumerate(requests):
+            name = f"{stack}_{request.op}" + (f"_{index}" if [one.op for one in requests].count(request.op) > 1 else "")
+            names.append(name)
+            lines += [f"{name} = ask(", f'    "{stack}", "{device}", "{request.op}", {dict(request.attrs)!r},', "    {"]
+            lines += [f'        "{key}": {_spell(request, key)},' for key in request.tensors]
+            lines += ["    },", *([f"    mutants={list(mutants)!r},"] if mutants else []), ")"]
+    lines += [f'print("{name}", {{name: tensor.tolist() for name, tensor in {name}.items() if tensor.size <= 64}})' for name in names]
+    position = "" if comparison.where is None else f" at {list(comparison.where)}"
+    lines.append(f'print("look at {tensor}{position}")')
+    return "\n".join(lines)
+
+
+def _spellable(request: Request) -> bool:
+    return all(array.size <= MAX_LITERAL_ELEMENTS for name, array in request.tensors.items() if name not in request.references)
+
+
+def _spell(request: Request, name: str) -> str:
+    if name in request.references:
+        reference = request.references[name]
+        return f"FileReference(sha256={reference.sha256!r}, tensor={reference.tensor!r}, path={reference.path!r})"
+    array = request.tensors[name]
+    if array.dtype.kind == "f":
+        nested = _nested_hex(array.astype(np.float64))
+        return f"np.array({nested}, dtype='{array.dtype.name}').reshape({array.shape})"
+    return f"np.array({array.reshape(-1).tolist()}, dtype='{array.dtype.name}').reshape({array.shape})"
+
+
+def _nested_hex(array: np.ndarray) -> str:
+    """repr of a float64 round-trips, for float32 values too."""
+    return "[" + ", ".join(repr(float(value)) for value in array.reshape(-1)) + "]"

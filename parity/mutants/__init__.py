@@ -1,0 +1,1 @@
+"""Planted bugs, as data: which stack, which module, which text, and what stands in its place."""

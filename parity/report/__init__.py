@@ -1,0 +1,1 @@
+"""What a run found: the record that is kept, and how it is shown."""

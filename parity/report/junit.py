@@ -1,0 +1,48 @@
+"""A run as JUnit XML: a suite a tier, a case a cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from contract.worker.files import replacing
+from parity.report.record import Result, Run, Status
+
+
+def write(run: Run, path: Path) -> None:
+    """Writes the report, whole or not at all. Not covered is an error, since nothing that was skipped may look green."""
+    report = JUnitXml("parity")
+    for tier in run.tiers:
+        suite = TestSuite(f"tier {tier}")
+        for result in run.results:
+            if result.tier == tier:
+                suite.add_testcase(_case(result))
+        report.add_testsuite(suite)
+    if run.problems:
+        suite = TestSuite("waivers")
+        for problem in run.problems:
+            case = TestCase(problem, "parity.waivers")
+            case.result = [Failure(problem)]
+            suite.add_testcase(case)
+        report.add_testsuite(suite)
+    report.update_statistics()
+    with replacing(path) as file:
+        file.write(report.tostring())
+
+
+def _case(result: Result) -> TestCase:
+    who = "+".join(f"{stack}@{device}" for stack, device in zip(result.stacks, result.device, strict=True))
+    case = TestCase(f"{result.question} {result.dtype} {who}", f"parity.{result.id}", result.seconds)
+    match result.status:
+        case Status.FAIL:
+            failure = Failure(result.reason, "divergence")
+            failure.text = result.snippet
+            case.result = [failure]
+        case Status.ERROR | Status.NOT_COVERED:
+            case.result = [Error(result.reason, result.status)]
+        case Status.NOT_APPLICABLE | Status.WAIVED:
+            case.result = [Skipped(result.reason)]
+        case Status.PASS:
+            pass
+    return case

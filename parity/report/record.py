@@ -1,0 +1,140 @@
+"""The record of a run: versioned, written as JSON, the source of every other report.
+
+Numbers that JSON can't hold (an infinite difference, NaN) are spelled as the strings "inf", "-inf" and "nan".
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract.worker.files import replacing
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """What became of a cell."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    ERROR = "error"
+    WAIVED = "waived"
+    NOT_COVERED = "not_covered"
+    NOT_APPLICABLE = "not_applicable"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Controls(_Record):
+    """Negative controls of a cell's comparisons: how many were applied, how many were caught."""
+
+    applied: int = 0
+    caught: int = 0
+
+
+class TensorResult(_Record):
+    """The tightest comparison of one tensor over all examples."""
+
+    tensor: str
+    observed: float
+    bound: float
+    unit: str
+    bound_source: str
+    headroom: float | None = Field(description="bound / observed; null where nothing was observed")
+    case: str
+
+
+class Result(_Record):
+    """One cell: a question of a check, asked of one stack or of two, in one dtype."""
+
+    id: str
+    tier: str
+    title: str
+    stacks: tuple[str, ...]
+    question: str
+    device: tuple[str, ...]
+    dtype: str
+    status: Status
+    observed: float | None = None
+    bound: float | None = None
+    bound_source: str = ""
+    headroom: float | None = None
+    examples: int = 0
+    real_weights: int = Field(default=0, description="how many of the examples are a real checkpoint's tensors")
+    seconds: float = Field(default=0.0, description="the run's time while this cell's check was asked, shared by its cells")
+    reason: str = Field(default="", description="why it is not pass: what failed, died, was skipped or does not apply")
+    tensors: tuple[TensorResult, ...] = ()
+    controls: Controls = Controls()
+    snippet: str = Field(default="", description="a program that shows the failure again")
+
+
+class StackRecord(_Record):
+    """A stack of the run."""
+
+    name: str
+    device: str
+    lane: str
+    versions: dict[str, str]
+
+
+class Timing(_Record):
+    """Where the time went, in seconds. Overhead is what remains of the wall time while no stack was busy, over that busy time."""
+
+    wall: float
+    busy: float = Field(description="time during which at least one stack was computing")
+    by_stack: dict[str, float]
+    start: float = Field(description="starting the workers, before the first request")
+
+    @property
+    def overhead(self) -> float | None:
+        """(wall - busy) / busy."""
+        return None if self.busy == 0 else (self.wall - self.busy) / self.busy
+
+
+class Run(_Record):
+    """A whole run."""
+
+    schema_version: Literal[1] = 1
+    twostack: str
+    started: str = Field(description="UTC, ISO 8601")
+    machine: dict[str, str]
+    tiers: tuple[str, ...]
+    profile: str
+    seed: int
+    false_alarm: float = Field(description="probability that a run of stacks that are right fails by chance")
+    mutants: tuple[str, ...] = ()
+    stacks: tuple[StackRecord, ...]
+    results: tuple[Result, ...]
+    problems: tuple[str, ...] = Field(default=(), description="what makes the run red besides its cells: expired or unused waivers")
+    timing: Timing
+    exit_code: int
+
+
+def exit_code(results: tuple[Result, ...], problems: tuple[str, ...]) -> int:
+    """0 pass, 1 divergence (or a stale waiver), 3 harness error, 4 not covered; of several, in the order 1, 3, 4."""
+    states = {result.status for result in results}
+    if Status.FAIL in states or problems:
+        return 1
+    if Status.ERROR in states:
+        return 3
+    if Status.NOT_COVERED in states or not states & {Status.PASS, Status.WAIVED}:
+        return 4
+    return 0
+
+
+def write(run: Run, path: Path) -> None:
+    """Writes the record as JSON, whole or not at all."""
+    with replacing(path) as file:
+        file.write(run.model_dump_json(indent=2).encode())
+
+
+def json_schema() -> str:
+    """The JSON Schema of the record (docs/run.schema.json)."""
+    return json.dumps(Run.model_json_schema(mode="serialization"), indent=2) + "\n"

@@ -1,0 +1,89 @@
+"""A run on the terminal: one line a cell, then what is red and how to see it again."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from parity.report.record import Result, Run, Status
+
+_STYLES = {
+    Status.PASS: "green", Status.FAIL: "bold red", Status.ERROR: "bold magenta", Status.WAIVED: "yellow", Status.NOT_COVERED: "bold yellow",
+    Status.NOT_APPLICABLE: "dim",
+}  # fmt: skip
+_QUESTIONS = {"same_function": "same function", "precision": "precision", "fast_path": "fast path"}
+_SHORT_DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16"}
+
+
+def show(run: Run, console: Console) -> None:
+    """Prints the table, the failures with their snippets, and the verdict in one line."""
+    console.print(_table(run))
+    for result in run.results:
+        if result.status not in (Status.PASS, Status.NOT_APPLICABLE):
+            console.print(_details(result))
+    for problem in run.problems:
+        console.print(Text(f"waivers: {problem}", style="bold red"))
+    console.print(_verdict(run))
+
+
+def _table(run: Run) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("check", "question", "stack", "dtype"):
+        table.add_column(column, no_wrap=True)
+    for column in ("examples", "real", "head-room"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    previous = ""
+    for result in run.results:
+        if result.status is Status.NOT_APPLICABLE:
+            continue
+        table.add_row(
+            "" if result.id == previous else result.id,
+            _QUESTIONS.get(result.question, result.question),
+            " = ".join(_who(stack, device) for stack, device in zip(result.stacks, result.device, strict=True)),
+            _SHORT_DTYPES.get(result.dtype, result.dtype),
+            str(result.examples),
+            str(result.real_weights or ""),
+            _headroom(result),
+            Text(result.status.replace("_", " "), style=_STYLES[result.status]),
+        )
+        previous = result.id
+    return table
+
+
+def _who(stack: str, device: str) -> str:
+    return stack if device == "CPU" else f"{stack}@{device}"
+
+
+def _headroom(result: Result) -> str:
+    if result.status not in (Status.PASS, Status.FAIL, Status.WAIVED):
+        return ""
+    if result.bound == 0:
+        return "exact" if result.observed == 0 else f"{result.observed:.3g} differ"
+    return "equal" if result.headroom is None else f"{result.headroom:.3g}x"
+
+
+def _details(result: Result) -> RenderableType:
+    who = " and ".join(result.stacks)
+    head = Text.from_markup(f"\n[bold]{escape(result.id)}[/] {_QUESTIONS.get(result.question, result.question)}, {who}, {result.dtype}: ")
+    head.append(result.status.replace("_", " "), style=_STYLES[result.status])
+    parts: list[RenderableType] = [head, Text(f"  {result.title}"), Text(f"  {result.reason}")]
+    if result.bound_source:
+        parts.append(Text(f"  bound: {result.bound_source}"))
+    if result.snippet:
+        parts.append(Text("  to see it again:\n", style="bold"))
+        parts.append(Text(result.snippet, no_wrap=True, overflow="ignore"))
+    return Group(*parts)
+
+
+def _verdict(run: Run) -> Text:
+    counts = {status: sum(result.status is status for result in run.results) for status in Status}
+    told = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
+    overhead = "" if run.timing.overhead is None else f", engine overhead {max(0.0, run.timing.overhead):.0%}"
+    style = "bold green" if run.exit_code == 0 else "bold red"
+    return Text.assemble(
+        ("\nPASS" if run.exit_code == 0 else "\nRED", style),
+        f"  tiers {', '.join(run.tiers)}: {told}; {run.timing.start + run.timing.wall:.0f} s{overhead}; seed {run.seed}; exit {run.exit_code}",
+    )

@@ -1,0 +1,269 @@
+"""A run from its options to its record: who is asked, what is asked, and what came of it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.errors import EnvironmentUnfit, MissingError, UserError
+from contract.worker import discover
+from contract.worker.answers import HarnessError, RequestFailed
+from contract.worker.discover import StackInfo
+from contract.worker.process import StackProcess
+from parity import cells as matrix
+from parity.cells import Cell, Device
+from parity.checks import registry
+from parity.checks.check import Check
+from parity.engine import Engine, busy_seconds
+from parity.judge import confidence, waivers
+from parity.judge.waivers import Waiver
+from parity.mutants import catalogue
+from parity.profiles import FIXED_SEED, PROFILES
+from parity.report.record import Result, Run, StackRecord, Status, Timing, exit_code
+
+REQUEST_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asked for; empty selections mean everything."""
+
+    tiers: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    stacks: tuple[str, ...] = ()
+    devices: Mapping[str, str] | None = None
+    profile: str = "ci"
+    seed: int | None = None
+    time_budget: float | None = None
+    mutants: tuple[str, ...] = ()
+    waiver_file: Path = waivers.FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a run tells while it goes on: what it does now, how many examples it will ask, and each one asked."""
+
+    doing: Callable[[str], None] = lambda text: None
+    total: Callable[[int], None] = lambda examples: None
+    step: Callable[[], None] = lambda: None
+
+
+def select_checks(tiers: Sequence[str], ids: Sequence[str]) -> tuple[Check, ...]:
+    """The checks of some tiers and ids.
+
+    Raises:
+        UserError: an unknown tier or check.
+    """
+    for tier in tiers:
+        if tier not in registry.TIERS:
+            raise UserError(f"there is no tier {tier!r}; allowed: {', '.join(registry.TIERS)}")
+    known = [check.id for check in registry.CHECKS]
+    for check_id in ids:
+        if check_id not in known:
+            raise UserError(f"there is no check {check_id!r}; allowed: {', '.join(known)}")
+    return tuple(check for check in registry.CHECKS if (not tiers or check.tier in tiers) and (not ids or check.id in ids))
+
+
+def select_stacks(known: Mapping[str, StackInfo], names: Sequence[str], devices: Mapping[str, str]) -> dict[str, tuple[StackInfo, str]]:
+    """Stack -> what it is, and the device to run it on.
+
+    Raises:
+        UserError: an unknown stack or device.
+        MissingError: a stack that is known and not installed.
+    """
+    for name in (*names, *devices):
+        if name not in known:
+            raise UserError(f"there is no stack {name!r}; allowed: {', '.join(known) or 'none is installed'}")
+    chosen = {}
+    for name in names or known:
+        info = known[name]
+        device = devices.get(name, info.capabilities.devices[0])
+        if device not in info.capabilities.devices:
+            raise UserError(f"stack {name} has no device {device!r}; allowed: {', '.join(info.capabilities.devices)}")
+        info.require_installed()
+        chosen[name] = (info, device)
+    for name in devices:
+        if name not in chosen:
+            raise UserError(f"--device names {name}, which --stacks leaves out; add it there or drop it here")
+    return chosen
+
+
+@contextmanager
+def started(chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = ()) -> Iterator[dict[str, StackProcess]]:
+    """The chosen stacks, each in a process of its own, up and ready; ended when the block ends.
+
+    Raises:
+        EnvironmentUnfit: a stack says that this machine can't run it.
+        MissingError: a stack's device is not here.
+        HarnessError: a worker did not come up.
+    """
+    planted = [catalogue.read(name) for name in mutants]
+    processes = {
+        name: StackProcess(
+            name, info.command, device, request_seconds=REQUEST_SECONDS,
+            mutations=[mutant.mutation for mutant in planted if mutant.stack == name],
+        )
+        for name, (info, device) in chosen.items()
+    }  # fmt: skip
+    try:
+        with ThreadPoolExecutor(max_workers=max(1, len(processes))) as pool:
+            for starting in [pool.submit(_start, process) for process in processes.values()]:
+                starting.result()
+        yield processes
+    finally:
+        for process in processes.values():
+            process.close()
+
+
+def _start(process: StackProcess) -> None:
+    try:
+        process.start()
+    except RequestFailed as error:
+        if error.error_class == "EnvironmentUnfit":
+            raise EnvironmentUnfit(f"{process.name}: {error.message}") from None
+        if error.error_class in ("NotSupported", "MissingError"):
+            raise MissingError(f"{process.name} on {process.device}: {error.message}") from None
+        raise HarnessError(f"{process.name} could not make its stack: {error.error_class}: {error.message}") from None
+
+
+def run(options: Options, progress: Progress) -> Run:
+    """Runs what was asked for and returns its record.
+
+    Raises:
+        UserError: a usage error, something missing, or an unfit environment (see its subclasses).
+        HarnessError: a worker did not come up.
+    """
+    began, started_at = time.monotonic(), datetime.datetime.now(datetime.UTC)
+    profile = PROFILES[options.profile]
+    seed = options.seed if options.seed is not None else secrets.randbits(32) if profile.random_seed else FIXED_SEED
+    checks = select_checks(options.tiers, options.checks)
+    chosen = select_stacks(discover.discover(), options.stacks, options.devices or {})
+    accepted = waivers.read(options.waiver_file)
+    progress.doing("starting the stacks")
+    with started(chosen, options.mutants) as processes:
+        ready = time.monotonic()
+        devices = _devices(chosen, processes)
+        cells = matrix.matrix(checks, devices)
+        engine = Engine(
+            processes, {name: info.capabilities for name, (info, _) in chosen.items()}, examples=profile.examples, seed=seed,
+            statistical=_statistical(cells, profile.examples), mutants=options.mutants,
+            deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step,
+        )  # fmt: skip
+        progress.total(profile.examples * len(checks))
+        results = []
+        for check in checks:
+            progress.doing(f"{check.id}: {check.title}")
+            results += engine.run(check, [cell for cell in cells if cell.check is check and cell.plan is not None])
+        asked = time.monotonic()
+    results += [_explained(cell) for cell in cells if cell.plan is None]
+    results += _lost(cells, devices, options)
+    final, problems = _waive(results, accepted, options, set(chosen), {check.id for check in checks}, started_at.date())
+    return Run(
+        twostack=importlib.metadata.version("twostack"), started=started_at.isoformat(timespec="seconds"),
+        machine={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
+        tiers=tuple(sorted({check.tier for check in checks})), profile=options.profile, seed=seed, false_alarm=confidence.FALSE_ALARM,
+        mutants=options.mutants, stacks=tuple(_stack_record(info, device) for info, device in chosen.values()),
+        results=final, problems=problems, exit_code=exit_code(final, problems),
+        timing=Timing(
+            wall=asked - ready, start=ready - began, busy=busy_seconds(engine.busy),
+            by_stack={name: busy_seconds({name: intervals}) for name, intervals in engine.busy.items()},
+        ),
+    )  # fmt: skip
+
+
+def coverage_of_all() -> dict[str, str]:
+    """The matrix of every check and every known stack on its default device."""
+    devices = [
+        Device(info=info, name=info.capabilities.devices[0], dtypes=_declared_dtypes(info)) for info in discover.discover().values()
+    ]
+    return matrix.coverage(matrix.matrix(registry.CHECKS, devices))
+
+
+def _devices(chosen: Mapping[str, tuple[StackInfo, str]], processes: Mapping[str, StackProcess]) -> list[Device]:
+    """A default device has every dtype that its stack declares; any other is asked what it has."""
+    devices = []
+    for name, (info, device) in chosen.items():
+        dtypes = _declared_dtypes(info)
+        if device != info.capabilities.devices[0]:
+            dtypes &= frozenset(processes[name].request("probe").values["dtypes"])
+        devices.append(Device(info=info, name=device, dtypes=dtypes))
+    return devices
+
+
+def _declared_dtypes(info: StackInfo) -> frozenset[str]:
+    return frozenset(dtype for dtypes in info.capabilities.operations.values() for dtype in dtypes)
+
+
+def _statistical(cells: Sequence[Cell], examples: int) -> int:
+    """How many statistical comparisons a run may make: fixed cases and drawn ones, of every cell that has any."""
+    count = 0
+    for cell in cells:
+        if cell.plan is not None and cell.plan.statistical:
+            fixed = FIXED_CASES_AT_MOST if cell.check.fixed_cases else 0
+            count += cell.plan.statistical * (examples + fixed)
+    return count
+
+
+FIXED_CASES_AT_MOST = 32
+"""More than any check has; the confidence is divided over this many."""
+
+
+def _explained(cell: Cell) -> Result:
+    return _without_answer(cell.check.id, cell.check.tier, cell.check.title, cell, Status.NOT_APPLICABLE, cell.reason)
+
+
+def _without_answer(check_id: str, tier: str, title: str, cell: Cell, status: Status, reason: str) -> Result:
+    return Result(
+        id=check_id, tier=tier, title=title, stacks=cell.stacks, question=cell.question, device=cell.devices, dtype=cell.dtype,
+        status=status, reason=reason,
+    )  # fmt: skip
+
+
+def _lost(cells: Sequence[Cell], devices: Sequence[Device], options: Options) -> list[Result]:
+    """Cells of coverage.json that were asked for and no longer exist."""
+    results = []
+    for key in matrix.lost(matrix.read_coverage(), cells, devices):
+        check_id, question, dtype, who = key.split(" | ")
+        tier = check_id.partition(".")[0].upper()
+        if (options.tiers and tier not in options.tiers) or (options.checks and check_id not in options.checks):
+            continue
+        pairs = [one.split(" on ") for one in who.split(" + ")]
+        results.append(
+            Result(
+                id=check_id, tier=tier, title="a cell of coverage.json", stacks=tuple(stack for stack, _ in pairs), question=question,
+                device=tuple(device for _, device in pairs), dtype=dtype, status=Status.NOT_COVERED,
+                reason="coverage.json lists this cell and no check asks it; restore the check, or record the loss: parity coverage --write",
+            )
+        )  # fmt: skip
+    return results
+
+
+def _waive(
+    results: Sequence[Result], accepted: Sequence[Waiver], options: Options, stacks: set[str], checks: set[str], today: datetime.date
+) -> tuple[tuple[Result, ...], tuple[str, ...]]:
+    """Applies the waivers; an expired one accepts nothing, and both an expired and an unused one are problems."""
+    used: set[Waiver] = set()
+    final = []
+    for result in results:
+        match = next((one for one in accepted if one.covers(result.id, result.stacks) and today <= one.expires), None)
+        if match is not None and result.status is Status.FAIL:
+            used.add(match)
+            result = result.model_copy(update={"status": Status.WAIVED, "reason": f"{match.reason} (until {match.expires}); {result.reason}"})
+        final.append(result)
+    relevant = [one for one in accepted if one.check in checks and one.stack in stacks]
+    problems = [f"the waiver of {one.check} for {one.stack} expired on {one.expires}" for one in relevant if today > one.expires]
+    problems += [f"the waiver of {one.check} for {one.stack} is not used; remove it" for one in relevant if today <= one.expires and one not in used]
+    return tuple(final), tuple(problems)
+
+
+def _stack_record(info: StackInfo, device: str) -> StackRecord:
+    versions = {package: discover.version(package) or "not installed" for package in info.capabilities.packages}
+    return StackRecord(name=info.name, device=device, lane=info.capabilities.lane, versions=versions)

@@ -1,0 +1,67 @@
+"""Cross-entropy.
+
+Shape suffixes: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+
+from stacks.tinygrad_lora.elementary import exp, log
+
+REDUCTIONS = ("mean", "sum")
+
+
+def cross_entropy(logits_TV: Tensor, labels_T: np.ndarray, *, reduction: str = "mean", ignore_index: int = -100) -> Tensor:
+    """loss = sum over rows t with labels[t] != ignore_index of (logsumexp(logits[t]) - logits[t, labels[t]]).
+
+    With the row's maximum taken off first, so that no exponential overflows and the two terms do not cancel.
+
+    Args:
+        logits_TV: float32 or float64; accumulated in that dtype.
+        labels_T: int64, on the host.
+        reduction: "mean" divides by the number of rows that count, "sum" does not.
+        ignore_index: the label of a row that does not count; such a row has no part in the gradient, whatever its logits.
+
+    Returns:
+        The loss, of shape [1].
+
+    Raises:
+        ValueError: another reduction, a label outside of the vocabulary, or a mean over no rows.
+    """
+    supervised_T = _check_labels(labels_T, int(logits_TV.shape[1]), reduction, ignore_index)
+    device = logits_TV.device
+    valid_T1 = Tensor(supervised_T, device=device).reshape(-1, 1)
+    label_T1 = Tensor(np.where(supervised_T, labels_T, 0).astype(np.int32), device=device).reshape(-1, 1)
+    # where, not a product: an ignored row may hold infinities, and 0 * inf is no zero
+    kept_TV = valid_T1.where(logits_TV, 0)
+    shifted_TV = kept_TV - kept_TV.max(axis=1, keepdim=True).detach()
+    chosen_TV = Tensor.arange(int(logits_TV.shape[1]), dtype=dtypes.int32).reshape(1, -1) == label_T1
+    picked_T1 = chosen_TV.where(shifted_TV, 0).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)
+    loss_T1 = log(exp(shifted_TV).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)) - picked_T1
+    total = valid_T1.where(loss_T1, 0).sum(axis=0, dtype=logits_TV.dtype)
+    if reduction == "sum":
+        return total
+    # a tensor and not a number: a number would become part of the kernel, compiled anew for each count
+    return total / Tensor(np.array([supervised_T.sum()], dtype=np.float32), device=device).cast(logits_TV.dtype)
+
+
+def _check_labels(labels_T: np.ndarray, vocabulary: int, reduction: str, ignore_index: int) -> np.ndarray:
+    """Which rows count."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; allowed: {', '.join(REDUCTIONS)}")
+    supervised_T: np.ndarray = labels_T != ignore_index
+    outside = supervised_T & ((labels_T < 0) | (labels_T >= vocabulary))
+    if outside.any():
+        row = int(outside.argmax())
+        raise ValueError(
+            f"labels[{row}] is {int(labels_T[row])}; allowed: 0 to {vocabulary - 1} (the vocabulary of the logits), or "
+            f"ignore_index = {ignore_index} for a row that does not count"
+        )
+    if reduction == "mean" and not supervised_T.any():
+        raise ValueError(
+            f"all {len(labels_T)} labels are ignore_index = {ignore_index}, so the mean is over no rows; "
+            "give at least one label, or reduction 'sum'"
+        )
+    return supervised_T

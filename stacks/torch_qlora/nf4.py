@@ -1,0 +1,256 @@
+"""NF4 weights through bitsandbytes, held to the contract's rule.
+
+The rule is `contract/worker/operations.py` (QLoRA, arXiv:2305.14314, sections 2 and 3). bitsandbytes
+0.50.2 departs from it, or from itself, in places; each has a guard of its own below that says why.
+
+Shape legend: O out_features, I in_features, E elements (O * I), P packed bytes, B blocks, S blocks of
+absmax (256 each), T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from bitsandbytes import functional, matmul_4bit
+
+from contract.worker.operations import NESTED_BLOCK_SIZE
+
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+SMALLEST_ABSMAX = 1e-38
+"""The smallest absmax whose reciprocal bitsandbytes takes; below it, this is taken in its place."""
+LARGEST_CPU_KERNEL_BLOCK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A weight in NF4: packed [P] uint8 (the earlier element in the high nibble), absmax [B] float32."""
+
+    packed: torch.Tensor
+    absmax: torch.Tensor
+
+
+@cache
+def values(device: torch.device) -> torch.Tensor:
+    """The 16 NF4 values, float32, ascending."""
+    # bitsandbytes' own default device is "cuda", also where there is none.
+    return functional.get_4bit_type("nf4", device=device)  # type: ignore[no-any-return]
+
+
+@cache
+def dynamic_map(device: torch.device) -> torch.Tensor:
+    """The signed dynamic 8-bit map of nested absmax (arXiv:2110.02861), [256] float32, ascending."""
+    return functional.create_dynamic_map().to(device)  # type: ignore[no-any-return]
+
+
+# Quantise
+
+
+def quantize(weight: torch.Tensor, block_size: int) -> Quantized:
+    """code = nearest NF4 value to w * f32(1 / max(absmax, 1e-38)), the lower one at a midpoint, per block of the flattened weight.
+
+    Args:
+        weight: float32, any shape.
+
+    Raises:
+        ValueError: a block size that NF4 kernels lack.
+    """
+    require_block_size(block_size)
+    elements = weight.numel()
+    whole_blocks = _pad_to_whole_blocks(weight.reshape(-1), block_size)
+    packed, state = functional.quantize_4bit(whole_blocks, blocksize=block_size, quant_type="nf4")
+    packed = _requantize_small_blocks(packed.reshape(-1), whole_blocks, state.absmax, block_size)
+    return Quantized(packed=_cut_packed(packed, elements), absmax=state.absmax)
+
+
+def unpack(packed: torch.Tensor, elements: int) -> torch.Tensor:
+    """The codes of packed nibbles, one a byte, [E] uint8."""
+    return torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[:elements]
+
+
+def require_block_size(block_size: int) -> None:
+    """Raises ValueError unless bitsandbytes has kernels for this block size."""
+    if block_size not in BLOCK_SIZES:
+        raise ValueError(f"nf4: block_size is {block_size}; allowed: {', '.join(map(str, BLOCK_SIZES))}")
+
+
+def _pad_to_whole_blocks(flat: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Guard: bitsandbytes on CPU divides a tail block by its absmax, where full blocks (and CUDA) multiply by the reciprocal.
+
+    Codes near a midpoint then differ, and a zero tail block gets absmax 1e-38 instead of 0. Zeros in
+    the tail's place change neither its absmax nor the codes that are kept.
+    """
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % block_size))
+
+
+def _requantize_small_blocks(packed: torch.Tensor, whole_blocks: torch.Tensor, absmax: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Guard: CUDA's kernel has no lower limit on absmax, so that a zero block is 0 * inf = NaN, code 0; the rule says code 7.
+
+    CPU's kernel takes the limit. Blocks under it are quantised again here by the rule, on every device.
+    """
+    small = (absmax < SMALLEST_ABSMAX).nonzero()[:, 0]
+    if small.numel() == 0:
+        return packed
+    reciprocal = 1.0 / absmax[small].clamp(min=SMALLEST_ABSMAX)
+    scaled = whole_blocks.view(-1, block_size)[small] * reciprocal[:, None]
+    codes = _nearest(scaled, values(packed.device)).reshape(-1, 2)
+    packed = packed.clone()
+    packed.view(-1, block_size // 2)[small] = (codes[:, 0] << 4 | codes[:, 1]).reshape(-1, block_size // 2)
+    return packed
+
+
+def _cut_packed(packed: torch.Tensor, elements: int) -> torch.Tensor:
+    """Guard: with an odd number of elements bitsandbytes' last nibble is the code of a zero (7); the rule says 0."""
+    packed = packed[: (elements + 1) // 2].clone()
+    if elements % 2:
+        packed[-1] &= 0xF0
+    return packed
+
+
+def _nearest(scaled: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Index of the table's nearest value, the lower one at a midpoint; midpoints in float32."""
+    midpoints = 0.5 * (table[:-1] + table[1:])
+    return torch.bucketize(scaled, midpoints, out_int32=True, right=False).to(torch.uint8)
+
+
+# Nested absmax
+
+
+def offset(absmax_B: torch.Tensor) -> torch.Tensor:
+    """mean(absmax), a scalar, as bitsandbytes takes it."""
+    return absmax_B.mean()
+
+
+def nest(absmax_B: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per 256 blocks: nested_absmax = max |absmax - offset|, code = nearest dynamic map value to (absmax - offset) / nested_absmax.
+
+    The division is a product with f32(1 / nested_absmax); the lower code at a midpoint; code 0 where
+    nested_absmax is 0.
+
+    Returns:
+        codes [B] uint8, nested_absmax [S] float32.
+    """
+    centred_B = absmax_B - mean
+    if _lookup_is_coarse(absmax_B.device):
+        codes_B, nested_absmax_S = _nest_by_the_rule(centred_B)
+    else:
+        codes_B, state = functional.quantize_blockwise(centred_B, code=dynamic_map(centred_B.device), blocksize=NESTED_BLOCK_SIZE)
+        nested_absmax_S = state.absmax
+    constant_B = (nested_absmax_S == 0).repeat_interleave(NESTED_BLOCK_SIZE)[: codes_B.numel()]
+    return codes_B.masked_fill(constant_B, 0), nested_absmax_S
+
+
+def unnest(codes_B: torch.Tensor, nested_absmax_S: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """absmax = f32(f32(map[code] * nested_absmax) + offset), [B] float32."""
+    state = functional.QuantState(
+        absmax=nested_absmax_S, code=dynamic_map(codes_B.device), blocksize=NESTED_BLOCK_SIZE, dtype=torch.float32
+    )
+    return functional.dequantize_blockwise(codes_B, state) + mean  # type: ignore[no-any-return]
+
+
+def _lookup_is_coarse(device: torch.device) -> bool:
+    """Guard: bitsandbytes' 8-bit kernel on CPU looks a value up on a 16-bit grid, so near a midpoint its code is not the nearest."""
+    return device.type == "cpu"
+
+
+def _nest_by_the_rule(centred_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    whole_blocks = _pad_to_whole_blocks(centred_B, NESTED_BLOCK_SIZE).view(-1, NESTED_BLOCK_SIZE)
+    nested_absmax_S = whole_blocks.abs().amax(dim=1)
+    codes = _nearest(whole_blocks * (1.0 / nested_absmax_S)[:, None], dynamic_map(centred_B.device))
+    return codes.reshape(-1)[: centred_B.numel()], nested_absmax_S
+
+
+# Dequantise
+
+
+def dequantize(quantized: Quantized, *, block_size: int, out_features: int, in_features: int) -> torch.Tensor:
+    """weight = f32(nf4[code] * absmax of its block), [O, I] float32.
+
+    Raises:
+        ValueError: a block size that NF4 kernels lack, or bytes or blocks that are not the weight's.
+    """
+    _require_fit(quantized, block_size=block_size, elements=out_features * in_features)
+    if _cpu_kernel_is_wrong_for(quantized.packed.device, in_features, block_size):
+        return _dequantize_whole_blocks(quantized, block_size=block_size, elements=out_features * in_features).view(
+            out_features, in_features
+        )
+    state = _state(quantized.absmax, block_size=block_size, shape=(out_features, in_features))
+    # A weight of one byte comes back transposed: bitsandbytes takes its [1, 1] for an older layout.
+    return functional.dequantize_4bit(quantized.packed[:, None], state).reshape(out_features, in_features)  # type: ignore[no-any-return]
+
+
+def linear(
+    x_TI: torch.Tensor, quantized: Quantized, bias_O: torch.Tensor | None, *, block_size: int, out_features: int, in_features: int
+) -> torch.Tensor:
+    """y = x dequantize(packed, absmax)^T + bias, [T, O] float32, differentiable in x; what Linear4bit computes while it trains.
+
+    bitsandbytes' function is called and not its module: in eval mode on a CPU with AVX512-BF16 the
+    module re-packs its weight for good and computes in bfloat16, whatever its compute dtype says.
+
+    Raises:
+        ValueError: as `dequantize`.
+    """
+    _require_fit(quantized, block_size=block_size, elements=out_features * in_features)
+    if _cpu_kernel_is_wrong_for(quantized.packed.device, in_features, block_size):
+        # matmul_4bit dequantises with the same kernel, and its backward does so again.
+        weight = dequantize(quantized, block_size=block_size, out_features=out_features, in_features=in_features)
+        return torch.nn.functional.linear(x_TI, weight, bias_O)
+    state = _state(quantized.absmax, block_size=block_size, shape=(out_features, in_features))
+    return matmul_4bit(x_TI, quantized.packed[:, None], bias=bias_O, quant_state=state)  # type: ignore[no-any-return]
+
+
+def _cpu_kernel_is_wrong_for(device: torch.device, in_features: int, block_size: int) -> bool:
+    """Guard: bitsandbytes' CPU kernel with AVX512 dequantises with the wrong absmax where rows are no whole number of blocks.
+
+    (60, 160) with blocks of 64 and (64, 576) with blocks of 128 are such shapes. It is right for rows
+    of one block each, which is what `_dequantize_whole_blocks` gives it.
+    """
+    return device.type == "cpu" and in_features % block_size != 0
+
+
+def _dequantize_whole_blocks(quantized: Quantized, *, block_size: int, elements: int) -> torch.Tensor:
+    """The flat weight [E], dequantised as rows of one block each."""
+    blocks = quantized.absmax.numel()
+    packed = torch.nn.functional.pad(quantized.packed, (0, blocks * block_size // 2 - quantized.packed.numel()))
+    state = _state(quantized.absmax, block_size=block_size, shape=(blocks, block_size))
+    return functional.dequantize_4bit(packed[:, None], state).reshape(-1)[:elements]  # type: ignore[no-any-return]
+
+
+def _state(absmax_B: torch.Tensor, *, block_size: int, shape: tuple[int, int]) -> functional.QuantState:
+    """bitsandbytes' description of a single-quantised float32 weight."""
+    kernel_block, repeats = _kernel_blocks(absmax_B.device, block_size)
+    if repeats > 1:
+        absmax_B = absmax_B.repeat_interleave(repeats)
+    return functional.QuantState(
+        absmax=absmax_B,
+        shape=torch.Size(shape),
+        code=values(absmax_B.device),
+        blocksize=kernel_block,
+        quant_type="nf4",
+        dtype=torch.float32,
+    )
+
+
+def _kernel_blocks(device: torch.device, block_size: int) -> tuple[int, int]:
+    """Guard: the block size to ask of the kernel, and how many such blocks share an absmax.
+
+    For blocks of 2,048 and more, bitsandbytes on CPU with AVX512 leaves its kernel for a torch.compile
+    of each new shape (4 s apiece, and it needs a C++ compiler). Smaller blocks with the same absmax
+    are the same products.
+    """
+    if device.type != "cpu" or block_size <= LARGEST_CPU_KERNEL_BLOCK:
+        return block_size, 1
+    return LARGEST_CPU_KERNEL_BLOCK, block_size // LARGEST_CPU_KERNEL_BLOCK
+
+
+def _require_fit(quantized: Quantized, *, block_size: int, elements: int) -> None:
+    """The kernels read past the end of what is too short, so sizes are checked here."""
+    require_block_size(block_size)
+    wanted = (elements + 1) // 2, -(-elements // block_size)
+    got = quantized.packed.numel(), quantized.absmax.numel()
+    if got != wanted:
+        raise ValueError(
+            f"nf4: got {got[0]} packed bytes and {got[1]} absmax; {elements} elements in blocks of {block_size} are {wanted[0]} bytes and "
+            f"{wanted[1]} absmax; give the weight's own out_features, in_features and block_size"
+        )
