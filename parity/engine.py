@@ -169,9 +169,8 @@ class Engine:
         if self._harness_errors[stack] >= GIVE_UP_AFTER:
             asked.errors[stack] = f"{stack}: given up on after {GIVE_UP_AFTER} failures of its worker"
             return
-        tensors = {**request.tensors, **request.references}
         try:
-            pending = self._processes[stack].submit("compute", {"op": request.op, "attrs": dict(request.attrs)}, tensors)
+            pending = self._processes[stack].submit("compute", request.values(), request.sent())
             asked.pending[stack, request.key()] = (request, pending)
         except (HarnessError, RequestFailed) as error:
             self._note(stack, error, asked)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from contract.errors import EnvironmentUnfit, MissingError, UserError
 
+REACH_SECONDS = 10.0
+"""How long the hub may take to answer at all; snapshot_download itself waits without end."""
+
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt")
 
 
@@ -35,25 +38,32 @@ def locate(name: str, *, revision: str | None = None) -> Path:
 
 def _snapshot(name: str, revision: str | None, folder: Path | None, *, local_only: bool, force: bool) -> Path:
     import httpx2  # what huggingface_hub 2 speaks HTTP with; its errors pass through
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     at = f"{name} at revision {revision}" if revision else name
     command = f"finetune fetch {name}{f' --revision {revision}' if revision else ''}"
+    unreachable = False
     try:
+        if not local_only:
+            try:
+                HfApi().repo_info(name, revision=revision, timeout=REACH_SECONDS)
+            except (httpx2.ConnectError, httpx2.TimeoutException, OfflineModeIsEnabled):
+                unreachable = True
         return Path(
             snapshot_download(
                 name,
                 revision=revision,
                 local_dir=folder,
                 allow_patterns=list(PATTERNS),
-                local_files_only=local_only,
+                local_files_only=local_only or unreachable,
                 force_download=force,
             )
         )
@@ -66,7 +76,7 @@ def _snapshot(name: str, revision: str | None, folder: Path | None, *, local_onl
     except RepositoryNotFoundError:
         raise UserError(f"the hub has no {name}, or it is private; check the spelling, or run: hf auth login") from None
     except LocalEntryNotFoundError:
-        if local_only:
+        if not unreachable:
             raise MissingError(f"{at} is not here; run: {command}") from None
         raise MissingError(
             f"{at} is not in the hub's cache, and the hub can't be reached; run `{command}` where there is a network"

@@ -205,10 +205,10 @@ def wanted_gradients(operation: Operation, attrs: Mapping[str, object]) -> tuple
 def _sizes_from_attributes(operation: Operation, attrs: Mapping[str, object]) -> dict[str, int]:
     for name in sorted(operation.attributes & {"block_size", "out_features", "in_features"}):
         value = attrs.get(name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{operation.name}: attribute {name} is {value!r}, must be an integer of at least 1")
     letters = {"out_features": "O", "in_features": "I"}
-    return {letter: int(str(attrs[name])) for name, letter in letters.items() if name in attrs}
+    return {letter: int(str(attrs[name])) for name, letter in letters.items() if name in operation.attributes}
 
 
 def _derive(op: str, attrs: Mapping[str, object], sizes: dict[str, int]) -> None:

@@ -144,7 +144,16 @@ class Worker:
             return cast(Reply, method(**values, **({"tensors": tensors} if tensors else {})))
         if values.get("op") not in OPERATIONS:
             raise NotSupported(f"there is no operation {values.get('op')!r}; allowed: {', '.join(OPERATIONS)}")
+        for name, dtype in values.get("widen", {}).items():
+            tensors[name] = _widened(name, tensors[name], dtype)
         return cast(Reply, method(values["op"], values.get("attrs", {}), tensors))
+
+
+def _widened(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor that travelled in a narrower dtype than it is wanted in: the same values, exactly."""
+    if not np.can_cast(tensor.dtype, dtype, "safe"):
+        raise ValueError(f"{name} travelled as {tensor.dtype.name}, which does not widen to {dtype}; send it as {dtype}")
+    return tensor.astype(dtype)
 
 
 def _describe(error: BaseException) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis.strategies import SearchStrategy
@@ -14,6 +14,7 @@ from contract.worker.files import FileReference
 from contract.worker.stack import Capabilities
 from parity.judge.verdict import Comparison
 
+T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -39,16 +40,38 @@ class Case:
     inputs: Mapping[str, Arrays]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     real: FileReference | None = None
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made on the first call: a reference serves every stack and question that needs it."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: T = self._made[name]
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One `compute` request; a tensor named in `references` is sent as a file's hash, not as bytes."""
+    """One `compute` request.
+
+    references: tensors that are sent as a file's hash, not as bytes
+    narrow:     what is sent in place of a tensor of that name, which it widens to exactly: half the bytes of a float64 weight
+    """
 
     op: str
     attrs: Mapping[str, Any]
     tensors: Arrays
     references: Mapping[str, FileReference] = field(default_factory=dict)
+    narrow: Arrays = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """The request's header."""
+        widen = {name: self.tensors[name].dtype.name for name in self.narrow}
+        return {"op": self.op, "attrs": dict(self.attrs), **({"widen": widen} if widen else {})}
+
+    def sent(self) -> dict[str, np.ndarray | FileReference]:
+        """The request's tensors, as they travel."""
+        return {**self.tensors, **self.narrow, **self.references}
 
     def key(self) -> tuple[object, ...]:
         """Equal for requests on the same arrays, so that two questions can share one answer."""

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from parity.checks import strategies
-from parity.checks.check import Answered, Arrays, Case, Check, Plan, Question, Request
+from parity.checks.check import Answered, Case, Check, Plan, Question, Request
 from parity.checks.products import NO_FAST_PATH
 from parity.judge import bounds
 from parity.judge.verdict import Comparison, within
@@ -58,16 +58,17 @@ def _request(dtype: str, case: Case) -> tuple[Request, ...]:
     return (Request(op="cross_entropy", attrs={**case.attrs, "dtype": dtype}, tensors=case.inputs[dtype]),)
 
 
-def _reference(case: Case, tensors: Arrays) -> CrossEntropy:
-    return cross_entropy(
-        tensors["logits"], tensors["labels"],
-        reduction=case.attrs["reduction"], ignore_index=case.attrs["ignore_index"], loss_bar=float(tensors["loss_bar"]),
-    )  # fmt: skip
+def _reference(case: Case, dtype: str) -> CrossEntropy:
+    tensors = case.inputs[dtype]
+    return case.once(
+        dtype,
+        lambda: cross_entropy(tensors["logits"], tensors["labels"], loss_bar=float(tensors["loss_bar"]), **case.attrs),
+    )
 
 
 def _judge_precision(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
     one = answered[0]
-    exact = _reference(case, case.inputs["float32"])
+    exact = _reference(case, "float32")
     limits = bounds.cross_entropy(exact, "float32", one.capabilities.elementary)
     return [
         within("loss", one.answers[0]["loss"], exact.loss, limits.loss),
@@ -76,7 +77,7 @@ def _judge_precision(case: Case, answered: Sequence[Answered], false_alarm: floa
 
 
 def _judge_same_function(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-    exact = _reference(case, case.inputs["float64"])
+    exact = _reference(case, "float64")
     limits = [bounds.cross_entropy(exact, "float64", one.capabilities.elementary) for one in answered]
     first, second = (one.answers[0] for one in answered)
     return [

@@ -56,7 +56,8 @@ def _production(case: Case) -> Request:
 def _plain(dtype: str) -> Callable[[Case], Request]:
     def request(case: Case) -> Request:
         tensors = {name: case.inputs[dtype][name] for name in ("x", "weight", "bias", "y_bar")}
-        return Request(op="linear", attrs={"dtype": dtype, "frozen": ["weight", "bias"]}, tensors=tensors)
+        narrow = {} if dtype == "float32" else {"weight": case.inputs["float32"]["weight"]}
+        return Request(op="linear", attrs={"dtype": dtype, "frozen": ["weight", "bias"]}, tensors=tensors, narrow=narrow)
 
     return request
 
@@ -64,10 +65,15 @@ def _plain(dtype: str) -> Callable[[Case], Request]:
 def _exact(case: Case, dtype: str) -> dict[str, Sums]:
     """The output and the gradient that training needs: the base weight is frozen, its gradient is never taken."""
     tensors = case.inputs[dtype]
-    return {
-        "y": products.product(tensors["x"], tensors["weight"].T, tensors["bias"]),
-        "x_grad": products.product(tensors["y_bar"], tensors["weight"]),
-    }
+
+    def make() -> dict[str, Sums]:
+        weight = case.inputs["float64"]["weight"]
+        return {
+            "y": products.product(tensors["x"], weight.T, tensors["bias"]),
+            "x_grad": products.product(tensors["y_bar"], weight),
+        }
+
+    return case.once(dtype, make)
 
 
 def _precision(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:

@@ -81,9 +81,13 @@ def _requests(op: str, dtype: str) -> Callable[[Case], tuple[Request, ...]]:
     return lambda case: (Request(op=op, attrs={"dtype": dtype}, tensors=case.inputs[dtype]),)
 
 
+def _reference(op: str, case: Case, dtype: str) -> dict[str, Sums]:
+    return case.once(dtype, lambda: REFERENCES[op](case.inputs[dtype]))
+
+
 def _judge_precision(op: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-        exact = REFERENCES[op](case.inputs["float32"])
+        exact = _reference(op, case, "float32")
         return [within(name, answered[0].answers[0][name], sums.value, bounds.sums(sums, "float32")) for name, sums in exact.items()]
 
     return judge
@@ -91,7 +95,7 @@ def _judge_precision(op: str) -> Callable[[Case, Sequence[Answered], float], lis
 
 def _judge_same_function(op: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-        exact = REFERENCES[op](case.inputs["float64"])
+        exact = _reference(op, case, "float64")
         return [either_way(name, answered, bounds.sums(sums, "float64")) for name, sums in exact.items()]
 
     return judge
@@ -105,7 +109,7 @@ def either_way(tensor: str, answered: Sequence[Answered], each: bounds.Bound, an
 
 def _judge_random(op: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-        sums = REFERENCES[op](case.inputs["float32"])["y"]
+        sums = _reference(op, case, "float32")["y"]
         scale, limit, source = bounds.sums_root_mean_square(sums, "float32", false_alarm)
         return [root_mean_square("y", answered[0].answers[0]["y"], sums.value, scale, limit, source)]
 
@@ -115,7 +119,7 @@ def _judge_random(op: str) -> Callable[[Case, Sequence[Answered], float], list[C
 def _judge_exact(op: str, dtype: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
         source = f"integers: every sum is exact in {dtype}, in any order"
-        exact = REFERENCES[op]({name: array.astype(np.float64) for name, array in case.inputs[dtype].items()})
+        exact = _reference(op, case, dtype)
         return [
             within(f"{name} of {one.stack}", one.answers[0][name], sums.value, bounds.Bound(np.zeros(sums.value.shape), source))
             for one in answered

@@ -6,35 +6,52 @@ Legend: M rows, K inner length, N columns; T tokens, I in_features, O out_featur
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """A tensor of inner products, and what is known of their terms.
+    """A tensor of inner products, and what is known of their terms; each is computed when it is first asked for.
 
-    value:     sum of the terms, float64
-    magnitude: sum of their absolute values ((|A||B|) of Higham 2002, section 3.5)
-    squares:   sum of their squares
-    length:    how many terms each sum has
+    a [M, K], b [K, N] and, where there is one, bias [N], all float64.
     """
 
-    value: np.ndarray
-    magnitude: np.ndarray
-    squares: np.ndarray
-    length: int
+    a: np.ndarray
+    b: np.ndarray
+    bias: np.ndarray | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """How many terms each sum has; a bias is one more."""
+        return self.a.shape[1] + (self.bias is not None)
+
+    @cached_property
+    def value(self) -> np.ndarray:
+        """The sum of the terms."""
+        return self._of(self.a, self.b, self.bias)
+
+    @cached_property
+    def magnitude(self) -> np.ndarray:
+        """The sum of the terms' absolute values: (|A||B|) of Higham 2002, section 3.5."""
+        return self._of(np.abs(self.a), np.abs(self.b), None if self.bias is None else np.abs(self.bias))
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """The sum of the terms' squares."""
+        return self._of(self.a * self.a, self.b * self.b, None if self.bias is None else self.bias * self.bias)
+
+    def _of(self, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        total = a @ b if bias is None else a @ b + bias
+        return total if self.shape is None else total.reshape(self.shape)
 
 
-def product(a_MK: np.ndarray, b_KN: np.ndarray, bias_N: np.ndarray | None = None) -> Sums:
-    """y = a b (+ bias, one more term of each sum), in float64."""
-    a, b = a_MK.astype(np.float64), b_KN.astype(np.float64)
-    value, magnitude, squares = a @ b, np.abs(a) @ np.abs(b), (a * a) @ (b * b)
-    length = a.shape[1]
-    if bias_N is not None:
-        bias = bias_N.astype(np.float64)
-        value, magnitude, squares, length = value + bias, magnitude + np.abs(bias), squares + bias * bias, length + 1
-    return Sums(value=value, magnitude=magnitude, squares=squares, length=length)
+def product(a_MK: np.ndarray, b_KN: np.ndarray, bias_N: np.ndarray | None = None, *, shape: tuple[int, ...] | None = None) -> Sums:
+    """y = a b (+ bias), in float64, reshaped to `shape` if given."""
+    bias = None if bias_N is None else bias_N.astype(np.float64)
+    return Sums(a=a_MK.astype(np.float64, copy=False), b=b_KN.astype(np.float64, copy=False), bias=bias, shape=shape)
 
 
 def matmul(a_MK: np.ndarray, b_KN: np.ndarray, y_bar_MN: np.ndarray) -> dict[str, Sums]:
@@ -50,9 +67,5 @@ def linear(x_TI: np.ndarray, weight_OI: np.ndarray, bias_O: np.ndarray | None, y
         "weight_grad": product(y_bar_TO.T, x_TI),
     }
     if bias_O is not None:
-        ones = np.ones((1, y_bar_TO.shape[0]))
-        column_sums = product(ones, y_bar_TO)
-        sums["bias_grad"] = Sums(
-            value=column_sums.value[0], magnitude=column_sums.magnitude[0], squares=column_sums.squares[0], length=column_sums.length
-        )
+        sums["bias_grad"] = product(np.ones((1, y_bar_TO.shape[0])), y_bar_TO, shape=bias_O.shape)
     return sums

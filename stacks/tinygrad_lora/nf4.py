@@ -44,7 +44,7 @@ def quantize(weight_OI: Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor
     elements = int(weight_OI.numel())
     blocks = -(-elements // block_size)
     weight_BK = weight_OI.reshape(-1).pad((0, blocks * block_size - elements)).reshape(blocks, block_size)
-    absmax_B = weight_BK.abs().max(axis=1).realize()
+    absmax_B = _magnitude(weight_BK).max(axis=1).realize()
     reciprocal_B = absmax_B.maximum(SMALLEST_ABSMAX).reciprocal().realize()
     codes_BK = _count_below(weight_BK * reciprocal_B.reshape(-1, 1), _midpoints(np.array(VALUES, dtype=np.float32)))
     codes_E = codes_BK.reshape(-1).shrink(((0, elements),)).contiguous().realize()
@@ -72,7 +72,7 @@ def nest(absmax_B: Tensor, offset_1: Tensor) -> tuple[Tensor, Tensor]:
     blocks = int(absmax_B.shape[0])
     groups = -(-blocks // NESTED_BLOCK_SIZE)
     centred_SK = (absmax_B - offset_1).pad((0, groups * NESTED_BLOCK_SIZE - blocks)).reshape(groups, NESTED_BLOCK_SIZE).realize()
-    nested_S = centred_SK.abs().max(axis=1).realize()
+    nested_S = _magnitude(centred_SK).max(axis=1).realize()
     reciprocal_S = (nested_S == 0).where(0, nested_S.reciprocal()).realize()
     scaled_SK = (centred_SK * reciprocal_S.reshape(-1, 1)).realize()
     midpoints = Tensor(_midpoints(dynamic_map()), device=absmax_B.device)
@@ -136,6 +136,11 @@ def _linspace(count: int) -> np.ndarray:
 
 def _midpoints(values: np.ndarray) -> np.ndarray:
     return (values[:-1] + values[1:]) * np.float32(0.5)
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    """|x| of float32, by its sign bit: tinygrad's abs leaves -0 as it is."""
+    return (x.bitcast(dtypes.uint32) & 0x7FFFFFFF).bitcast(dtypes.float32)
 
 
 def _count_below(scaled: Tensor, thresholds: np.ndarray) -> Tensor:

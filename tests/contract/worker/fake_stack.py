@@ -177,9 +177,11 @@ RAW: Mapping[str, Callable[[], None]] = {
     "RAW_BUSY": _raw(lambda header: _ok(header, busy_ns="long")),
     "RAW_GREEDY": _raw(lambda header: frame({"id": header["id"], "status": "need_file", "sha256": "0" * 64})),
     "RAW_FORGETFUL": _raw(
-        lambda header: _ok(header)
-        if header["request"] == "file"
-        else frame({"id": header["id"], "status": "need_file", "sha256": next(iter(header["references"].values()))["sha256"]})
+        lambda header: (
+            _ok(header)
+            if header["request"] == "file"
+            else frame({"id": header["id"], "status": "need_file", "sha256": next(iter(header["references"].values()))["sha256"]})
+        )
     ),
     "RAW_DEAF": _greet(GREETING),
     "RAW_MUTE": _greet(b""),

@@ -156,8 +156,10 @@ def test_a_wrong_greeting_is_refused(launch: Launch, device: str, why: str) -> N
 
 @pytest.mark.parametrize(
     "device",
-    ["RAW_GARBAGE", "RAW_TEXT_BEFORE", "RAW_WRONG_ID", "RAW_LIST_ID", "RAW_HUGE_HEADER", "RAW_DEEP", "RAW_HUGE_PAYLOAD"]
-    + ["RAW_BAD_PAYLOAD", "RAW_STATUS", "RAW_BARE_ERROR", "RAW_VALUES", "RAW_BUSY"],
+    [
+        *("RAW_GARBAGE", "RAW_TEXT_BEFORE", "RAW_WRONG_ID", "RAW_LIST_ID", "RAW_HUGE_HEADER", "RAW_DEEP", "RAW_HUGE_PAYLOAD"),
+        *("RAW_BAD_PAYLOAD", "RAW_STATUS", "RAW_BARE_ERROR", "RAW_VALUES", "RAW_BUSY"),
+    ],
 )
 def test_nonsense_breaks_the_protocol_and_ends_the_worker(launch: Launch, device: str) -> None:
     process = launch(device)
@@ -477,7 +479,9 @@ def test_a_worker_ends_when_its_launcher_is_gone(tmp_path: Path) -> None:
     )
     import subprocess
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     worker = json.loads(done.stdout)["pid"]
     deadline = time.monotonic() + 10
     while is_alive(worker) and time.monotonic() < deadline:
