@@ -28,12 +28,12 @@ print(digest.hexdigest())')
 stamp=.venv/setup-stamp
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then exit 0; fi
 
-echo "set-up: installing into .venv, once (about a minute, 2.2 GB)"
+echo "set-up: installing into .venv, once (1 to 3 minutes, 2.2 GB)"
 rm -rf .venv
 if ! "$python" -m venv .venv; then
     echo "set-up: $python can't make a virtual environment; on Debian, install python3.11-venv" >&2
     exit 1
 fi
-.venv/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[all]'
+.venv/bin/python -m pip install --disable-pip-version-check --quiet --quiet --constraint constraints.txt --editable '.[all]'
 echo "$key" >"$stamp.partial"
 mv "$stamp.partial" "$stamp"

@@ -65,7 +65,7 @@ def _rearranged(observed: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     head = flat[:WINDOW]
     changed = {
         "rolled": np.roll(head, 1),
-        "negated": -head if np.issubdtype(head.dtype, np.floating) else head ^ head.dtype.type(1),
+        "negated": head ^ head.dtype.type(1) if np.issubdtype(head.dtype, np.integer) else -head,
         "shuffled": np.random.default_rng(head.size).permutation(head),
     }
     for name, new_head in changed.items():

@@ -79,15 +79,15 @@ def root_mean_square(tensor: str, observed: np.ndarray, expected: np.ndarray, sc
 
 
 def identical(tensor: str, observed: np.ndarray, expected: np.ndarray, source: str) -> Comparison:
-    """Bit for bit the same, signs of zeros included."""
+    """Bit for bit the same, signs of zeros included; a NaN fails even where both have it."""
     bits = _bits(expected)
 
     def passes(candidate: np.ndarray) -> bool:
-        return bool(np.array_equal(_bits(candidate), bits))
+        return bool(np.array_equal(_bits(candidate), bits)) and not np.isnan(candidate).any()
 
     one_bit_off = observed.copy()
     one_bit_off.reshape(-1).view(np.uint8)[0] ^= 1
-    differing = _bits(observed) != bits
+    differing = (_bits(observed) != bits) | np.isnan(observed)
     where = np.unravel_index(int(np.argmax(differing)), differing.shape) if differing.any() else None
     return Comparison(
         tensor=tensor, passed=passes(observed), observed=float(np.count_nonzero(differing)), bound=0.0,
@@ -120,7 +120,8 @@ def _just_above(observed: np.ndarray, expected: np.ndarray, limit: np.ndarray) -
     """The observed tensor with its first element moved to the first float64 past its bound."""
     centre, allowed = float(expected.reshape(-1)[0]), float(limit.reshape(-1)[0])
     wrong = centre + allowed
-    while not abs(wrong - centre) > allowed:
+    # Ends at infinity: nothing lies past an infinite bound, so that its control is missed and the comparison not trusted.
+    while wrong - centre <= allowed and wrong < np.inf:
         wrong = float(np.nextafter(wrong, np.inf))
     moved = observed.copy()
     moved.reshape(-1)[0] = wrong

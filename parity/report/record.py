@@ -1,6 +1,6 @@
 """The record of a run: versioned, written as JSON, the source of every other report.
 
-Numbers that JSON can't hold (an infinite difference, NaN) are spelled as the strings "inf", "-inf" and "nan".
+Numbers that JSON can't hold (an infinite difference, NaN) are spelled as the strings "Infinity", "-Infinity" and "NaN".
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from contract.worker.files import replacing
 
 SCHEMA_VERSION = 1
+
+Number = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["Infinity", "-Infinity", "NaN"]}]})]
+"""A float that may be no JSON number."""
 
 
 class Status(StrEnum):
@@ -43,11 +46,11 @@ class TensorResult(_Record):
     """The tightest comparison of one tensor over all examples."""
 
     tensor: str
-    observed: float
-    bound: float
+    observed: Number
+    bound: Number
     unit: str
     bound_source: str
-    headroom: float | None = Field(description="bound / observed; null where nothing was observed")
+    headroom: Number | None = Field(description="bound / observed; null where nothing was observed")
     case: str
 
 
@@ -62,10 +65,10 @@ class Result(_Record):
     device: tuple[str, ...]
     dtype: str
     status: Status
-    observed: float | None = None
-    bound: float | None = None
+    observed: Number | None = None
+    bound: Number | None = None
     bound_source: str = ""
-    headroom: float | None = None
+    headroom: Number | None = None
     examples: int = 0
     real_weights: int = Field(default=0, description="how many of the examples are a real checkpoint's tensors")
     seconds: float = Field(default=0.0, description="the run's time while this cell's check was asked, shared by its cells")

@@ -120,6 +120,5 @@ def _try(compiler: Compiler) -> None:
         raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't be run: {error.strerror}; {_REMEDY}") from None
     if done.returncode or not done.stdout.startswith(b"\x7fELF"):
         said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        raise EnvironmentUnfit(
-            f"the C compiler {compiler.command} ({compiler.kind}) can't compile for tinygrad (exit code {done.returncode}: {said}); {_REMEDY}"
-        )
+        failed = f"exit code {done.returncode}: {said}"
+        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't compile for tinygrad ({failed}); {_REMEDY}")

@@ -135,7 +135,8 @@ def _linspace(count: int) -> np.ndarray:
 
 
 def _midpoints(values: np.ndarray) -> np.ndarray:
-    return (values[:-1] + values[1:]) * np.float32(0.5)
+    midpoints: np.ndarray = (values[:-1] + values[1:]) * np.float32(0.5)
+    return midpoints
 
 
 def _magnitude(x: Tensor) -> Tensor:

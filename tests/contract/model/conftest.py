@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tiny_llama import Tiny, make
+
+from tests.contract.model.tiny_llama import Tiny, make
 
 
 @pytest.fixture(scope="session")

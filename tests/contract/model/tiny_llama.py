@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from contract.model import gguf_llama, zoo
-from contract.model.wheel import Wheel
 from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.numpy import save
 from tokenizers import pre_tokenizers
+
+from contract.model import gguf_llama, zoo
+from contract.model.wheel import Wheel
 
 HIDDEN, HEADS, KEY_VALUE_HEADS, HEAD, FEED_FORWARD, LAYERS = 64, 6, 2, 8, 96, 2
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -100,7 +100,9 @@ def test_a_missing_attribute_is_named(stack: StackProcess) -> None:
     assert caught.value.error_class == "ValueError"
 
 
-@pytest.mark.parametrize(("device", "error_class"), [("TPU", "UserError"), ("METAL" if sys.platform == "linux" else "CUDA", "MissingError")])
+@pytest.mark.parametrize(
+    ("device", "error_class"), [("TPU", "UserError"), ("METAL" if sys.platform == "linux" else "CUDA", "MissingError")]
+)
 def test_a_device_that_is_unknown_or_not_there(device: str, error_class: str) -> None:
     with pytest.raises(RequestFailed) as caught, StackProcess("tinygrad_lora", COMMAND, device):
         pass

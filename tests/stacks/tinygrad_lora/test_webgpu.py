@@ -1,0 +1,71 @@
+"""The tinygrad stack on WebGPU: on a machine without a GPU, Mesa's lavapipe (see ci/system-packages.sh)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from contract.worker.discover import discover
+from contract.worker.process import RequestFailed, StackProcess
+from parity.reference import nf4
+
+pytestmark = pytest.mark.webgpu
+
+
+@pytest.fixture(scope="module")
+def webgpu() -> Iterator[StackProcess]:
+    with StackProcess("tinygrad_lora", discover()["tinygrad_lora"].command, "WEBGPU") as process:
+        yield process
+
+
+def near_midpoints(generator: np.random.Generator, shape: tuple[int, int], block_size: int) -> np.ndarray:
+    """Weights on the midpoints and one ulp to either side, with an absmax of its own per block; one block is zero."""
+    elements = shape[0] * shape[1]
+    absmax = generator.uniform(0.1, 3, -(-elements // block_size)).astype(np.float32)
+    scale = np.repeat(absmax, block_size)[:elements]
+    weight = (generator.choice(nf4.MIDPOINTS, elements) * scale).astype(np.float32)
+    toward = generator.choice(np.array([-np.inf, 0, np.inf], np.float32), elements)
+    weight = np.where(toward == 0, weight, np.nextafter(weight, toward)).astype(np.float32)
+    weight[::block_size] = absmax * generator.choice(np.array([-1, 1], np.float32), absmax.size)
+    weight[block_size : 2 * block_size] = 0
+    return weight.reshape(shape)
+
+
+def test_the_probe_says_that_float64_is_absent(webgpu: StackProcess) -> None:
+    values = webgpu.request("probe").values
+    assert values["device"] == "WEBGPU"
+    assert "float32" in values["dtypes"]
+    assert "float64" not in values["dtypes"]
+
+
+def test_float64_is_refused(webgpu: StackProcess) -> None:
+    with pytest.raises(RequestFailed, match="float64") as caught:
+        webgpu.compute("matmul", {"dtype": "float64"}, {"a": np.ones((2, 3)), "b": np.ones((3, 4))})
+    assert caught.value.error_class == "NotSupported"
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 1, 1), (7, 64, 33), (40, 257, 12)])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_matmul_of_integers_is_exact(webgpu: StackProcess, rows: int, inner: int, columns: int, swapped: bool) -> None:
+    """Odd integers of 13 bits times +-1: every partial sum is below 2^24, so no order of summation rounds."""
+    generator = np.random.default_rng(rows)
+    a = (2 * generator.integers(-(2**12), 2**12, (rows, inner)) + 1).astype(np.float32)
+    b = generator.choice(np.array([-1, 1], np.float32), (inner, columns))
+    expected = a.astype(np.int64) @ b.astype(np.int64)
+    assert np.abs(a).max() * inner < 2**24
+    if swapped:
+        a, b, expected = b.T.copy(), a.T.copy(), expected.T
+    np.testing.assert_array_equal(webgpu.compute("matmul", {}, {"a": a, "b": b}).tensors["y"], expected)
+
+
+@pytest.mark.parametrize(("shape", "block_size"), [((5, 39), 64), ((64, 66), 32), ((60, 160), 64), ((3, 4097), 4096)])
+def test_nf4_quantize_is_bit_exact(webgpu: StackProcess, shape: tuple[int, int], block_size: int) -> None:
+    weight = near_midpoints(np.random.default_rng(shape[1]), shape, block_size)
+    got = webgpu.compute("nf4_quantize", {"block_size": block_size}, {"weight": weight}).tensors
+    want = nf4.quantize(weight, block_size)
+    assert len(np.unique(want.codes)) == 16
+    np.testing.assert_array_equal(got["codes"], want.codes)
+    np.testing.assert_array_equal(got["packed"], want.packed)
+    np.testing.assert_array_equal(got["absmax"].view(np.uint32), want.absmax.view(np.uint32))
