@@ -79,7 +79,9 @@ def lost(recorded: Mapping[str, str], cells: Iterable[Cell], devices: Sequence[D
     """Recorded cells that run, of the given stacks on default devices, that are not among `cells` as cells that run."""
     present = {cell.key for cell in cells if cell.plan is not None}
     here = {f"{device.info.name} on {device.name}" for device in devices}
-    return [key for key, state in recorded.items() if state == "run" and key not in present and set(key.split(" | ")[3].split(" + ")) <= here]
+    return [
+        key for key, state in recorded.items() if state == "run" and key not in present and set(key.split(" | ")[3].split(" + ")) <= here
+    ]
 
 
 def _groups(question: Question, devices: Sequence[Device]) -> list[tuple[Device, ...]]:

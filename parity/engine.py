@@ -6,6 +6,7 @@ itself. Exploring never stops at a failure, so that every independent one is fou
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,10 +151,8 @@ class Engine:
                     tally.failure = alone.failure
                 raise Divergence(tally.cell.key)
 
-        try:
+        with contextlib.suppress(Divergence, hypothesis.errors.Flaky):
             _draw(check, example, SHRINK_EXAMPLES, self._seed, (Phase.generate, Phase.shrink))
-        except (Divergence, hypothesis.errors.Flaky):
-            pass
 
     def _ask(self, case: Case, cells: list[Cell]) -> _Asked:
         asked = _Asked(case, cells, {}, {})
@@ -203,7 +202,8 @@ class Engine:
             return
         keys = [request.key() for request in cell.plan.requests(case)]
         answered = [
-            Answered(stack=stack, capabilities=self._capabilities[stack], answers=[answers[stack, key] for key in keys]) for stack in cell.stacks
+            Answered(stack=stack, capabilities=self._capabilities[stack], answers=[answers[stack, key] for key in keys])
+            for stack in cell.stacks
         ]
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             try:
@@ -226,7 +226,9 @@ class Engine:
         if failure is not None:
             status, reason = Status.FAIL, _explain(*failure)
             assert cell.plan is not None
-            snippet = reproducer.snippet(cell, failure[1], failure[0], cell.plan.requests(failure[1]), seed=self._seed, mutants=self._mutants)
+            snippet = reproducer.snippet(
+                cell, failure[1], failure[0], cell.plan.requests(failure[1]), seed=self._seed, mutants=self._mutants
+            )
         elif tally.error:
             status, reason = Status.ERROR, tally.error
         elif missing or not tally.examples:
@@ -235,7 +237,8 @@ class Engine:
             status, reason = Status.PASS, ""
         return Result(
             id=cell.check.id, tier=cell.check.tier, title=cell.check.title, stacks=cell.stacks, question=cell.question, device=cell.devices,
-            dtype=cell.dtype, status=status, reason=reason, snippet=snippet, examples=tally.examples, real_weights=tally.real, seconds=seconds,
+            dtype=cell.dtype, status=status, reason=reason, snippet=snippet,
+            examples=tally.examples, real_weights=tally.real, seconds=seconds,
             observed=shown.observed if shown else None, bound=shown.bound if shown else None,
             bound_source=shown.bound_source if shown else "", headroom=shown.headroom if shown else None,
             controls=Controls(applied=tally.controls.applied, caught=tally.controls.caught),
@@ -276,8 +279,10 @@ def _tightest(tally: _Tally) -> Comparison | None:
 
 
 def _explain(comparison: Comparison, case: Case) -> str:
-    where = "" if comparison.where is None or not comparison.where else f" at {list(comparison.where)}"
-    return f"{comparison.tensor}{where}: {comparison.unit} {comparison.observed:.4g}, allowed {comparison.bound:.4g} (on {case.name})"
+    where = f"{list(comparison.where)}" if comparison.where else ""
+    values = "" if comparison.got is None else f"got {comparison.got:.9g}, wanted {comparison.wanted:.9g}; "
+    difference = f"{comparison.unit} {comparison.observed:.4g}, allowed {comparison.bound:.4g}"
+    return f"{comparison.tensor}{where}: {values}{difference} (on {case.name})"
 
 
 def _size(case: Case) -> int:

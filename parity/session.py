@@ -181,9 +181,7 @@ def run(options: Options, progress: Progress) -> Run:
 
 def coverage_of_all() -> dict[str, str]:
     """The matrix of every check and every known stack on its default device."""
-    devices = [
-        Device(info=info, name=info.capabilities.devices[0], dtypes=_declared_dtypes(info)) for info in discover.discover().values()
-    ]
+    devices = [Device(info=info, name=info.capabilities.devices[0], dtypes=_declared_dtypes(info)) for info in discover.discover().values()]
     return matrix.coverage(matrix.matrix(registry.CHECKS, devices))
 
 
@@ -256,11 +254,15 @@ def _waive(
         match = next((one for one in accepted if one.covers(result.id, result.stacks) and today <= one.expires), None)
         if match is not None and result.status is Status.FAIL:
             used.add(match)
-            result = result.model_copy(update={"status": Status.WAIVED, "reason": f"{match.reason} (until {match.expires}); {result.reason}"})
+            result = result.model_copy(
+                update={"status": Status.WAIVED, "reason": f"{match.reason} (until {match.expires}); {result.reason}"}
+            )
         final.append(result)
     relevant = [one for one in accepted if one.check in checks and one.stack in stacks]
     problems = [f"the waiver of {one.check} for {one.stack} expired on {one.expires}" for one in relevant if today > one.expires]
-    problems += [f"the waiver of {one.check} for {one.stack} is not used; remove it" for one in relevant if today <= one.expires and one not in used]
+    problems += [
+        f"the waiver of {one.check} for {one.stack} is not used; remove it" for one in relevant if today <= one.expires and one not in used
+    ]
     return tuple(final), tuple(problems)
 
 

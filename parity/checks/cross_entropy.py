@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from hypothesis import strategies as st
@@ -95,10 +96,8 @@ CHECKS: tuple[Check, ...] = (
         id="a.cross_entropy", tier="A", title="cross-entropy with ignored rows, and its gradient", operations=("cross_entropy",),
         cases=_drawn(), not_applicable={Question.FAST_PATH: NO_FAST_PATH},
         plans=(
-            Plan(
-                question=Question.SAME_FUNCTION, dtype="float64", requests=lambda case: _request("float64", case), judge=_judge_same_function
-            ),
-            Plan(question=Question.PRECISION, dtype="float32", requests=lambda case: _request("float32", case), judge=_judge_precision),
+            Plan(question=Question.SAME_FUNCTION, dtype="float64", requests=partial(_request, "float64"), judge=_judge_same_function),
+            Plan(question=Question.PRECISION, dtype="float32", requests=partial(_request, "float32"), judge=_judge_precision),
         ),
     ),
 )  # fmt: skip

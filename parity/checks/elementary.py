@@ -38,7 +38,8 @@ def _points(function: str, dtype: str, count: int, rng: np.random.Generator) -> 
     else:
         magnitudes = 1 + 10.0 ** rng.uniform(-10, np.log10(high - 1), third)
         border = 2.0 ** (rng.integers(1, 38, third) / 2) * (1 + rng.uniform(-1e-6, 1e-6, third))
-    return np.clip(np.concatenate([even, magnitudes, border]), low, high).astype(dtype)
+    points: np.ndarray = np.clip(np.concatenate([even, magnitudes, border]), low, high).astype(dtype)
+    return points
 
 
 @st.composite
@@ -64,9 +65,7 @@ def _judge(dtype: str) -> Callable[[Case, Sequence[Answered], float], list[Compa
         error = answered[0].answers[0]["y"].astype(np.float64) - head - tail  # a difference of near values is exact
         return [
             within("y - exact", error, np.zeros_like(head), bounds.elementary(declared, head)),
-            at_most(
-                f"{function} as declared", declared.ulp, bounds.DECLARED_ULP_WITHOUT_WAIVER, "ulp", "a worse function needs a waiver"
-            ),
+            at_most(f"{function} as declared", declared.ulp, bounds.DECLARED_ULP_WITHOUT_WAIVER, "ulp", "a worse function needs a waiver"),
         ]
 
     return judge

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
+from contract.worker.operations import NESTED_BLOCK_SIZE
 from parity.checks import real_weights, strategies
 from parity.checks.check import Answered, Arrays, Case, Check, Plan, Question, Request
 from parity.judge import bounds
@@ -16,8 +17,8 @@ from parity.reference import nf4, products
 Layout = tuple[int, int, int]
 
 LAYOUTS: tuple[Layout, ...] = (
-    (1, 1, 64), (3, 5, 64), (13, 8, 64), (8, 16, 64), (64, 64, 64), (7, 96, 32), (60, 160, 64), (64, 576, 128), (5, 33, 256), (3, 1400, 4096),
-    (130, 160, 64),
+    (1, 1, 64), (3, 5, 64), (13, 8, 64), (8, 16, 64), (64, 64, 64), (7, 96, 32), (60, 160, 64), (64, 576, 128), (5, 33, 256),
+    (3, 1400, 4096), (130, 160, 64),
 )  # fmt: skip
 """(out_features, in_features, block size): whole blocks and tails, odd counts, a last dimension that is a multiple of
 16 and not of the block, more than 256 blocks."""
@@ -75,16 +76,21 @@ def _weight(rng: np.random.Generator, layout: Layout, kind: str) -> np.ndarray:
 @st.composite
 def _weights(draw: st.DrawFn) -> Case:
     layout, kind = draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(list(WEIGHTS)))
-    seed = draw(strategies.SEEDS)
-    weight = _weight(np.random.default_rng(seed), layout, kind)
+    return _weight_case(layout, kind, draw(strategies.SEEDS))
+
+
+def _weight_case(layout: Layout, kind: str, seed: int) -> Case:
     return Case(
         name=f"{layout[0]} x {layout[1]}, block {layout[2]}, {kind}, seed {seed}",
-        inputs={"float32": {"weight": weight}},
+        inputs={"float32": {"weight": _weight(np.random.default_rng(seed), layout, kind)}},
         attrs={"block_size": layout[2]},
     )
 
 
-def _real_weights() -> Iterator[Case]:
+def _hard_and_real_weights() -> Iterator[Case]:
+    """Every threshold approached from both sides, in whole blocks and in a tail; then a real checkpoint's weights."""
+    for layout in ((64, 64, 64), (13, 8, 64), (130, 160, 64)):
+        yield _weight_case(layout, "near midpoints", 0)
     for reference in real_weights.references():
         yield Case(
             name=f"{real_weights.MODEL} {reference.tensor}", real=reference,
@@ -131,6 +137,8 @@ def _absmax(draw: st.DrawFn) -> Case:
     count, seed = draw(st.sampled_from(ABSMAX_COUNTS)), draw(strategies.SEEDS)
     kind = draw(st.sampled_from(("all equal", "random", "near midpoints", "wide range")))
     rng = np.random.default_rng(seed)
+    if kind == "near midpoints":
+        return _near_dynamic_midpoints(rng, count)
     return _absmax_case(f"{count} blocks, {kind}, seed {seed}", _absmax_values(rng, count, kind))
 
 
@@ -141,18 +149,30 @@ def _absmax_values(rng: np.random.Generator, count: int, kind: str) -> np.ndarra
         return (10.0 ** rng.uniform(-6, 3, count)).astype(np.float32)
     if kind == "random":
         return np.abs(rng.standard_normal(count)).astype(np.float32)
-    near = rng.choice(nf4.DYNAMIC_MIDPOINTS, count).astype(np.float32)
-    return (near.view(np.int32) + rng.integers(-2, 3, count)).astype(np.int32).view(np.float32) + np.float32(1)
+    raise AssertionError(f"no such kind: {kind}")
 
 
-def _absmax_case(name: str, absmax: np.ndarray) -> Case:
-    offset = np.asarray(absmax.mean(dtype=np.float64), dtype=np.float32)
+def _near_dynamic_midpoints(rng: np.random.Generator, count: int) -> Case:
+    """Values within 2 ulp of the dynamic map's thresholds, either sign, so with an offset of 0: what nesting sees after the offset."""
+    groups = -(-count // NESTED_BLOCK_SIZE)
+    largest = rng.uniform(0.01, 3.0, (groups, 1)).astype(np.float32)
+    values = (rng.choice(nf4.DYNAMIC_MIDPOINTS, (groups, NESTED_BLOCK_SIZE)) * largest).astype(np.float32)
+    values = (values.view(np.int32) + rng.integers(-2, 3, values.shape)).astype(np.int32).view(np.float32)
+    values[:, 0] = largest[:, 0]
+    return _absmax_case(f"{count} blocks, near midpoints", values.reshape(-1)[:count], offset=np.asarray(0, dtype=np.float32))
+
+
+def _absmax_case(name: str, absmax: np.ndarray, *, offset: np.ndarray | None = None) -> Case:
+    offset = np.asarray(absmax.mean(dtype=np.float64), dtype=np.float32) if offset is None else offset
     codes, nested = nf4.nest(absmax, offset)
     tensors = {"absmax": absmax, "offset": offset, "absmax_codes": codes, "nested_absmax": nested}
     return Case(name=name, inputs={"float32": tensors})
 
 
-def _real_absmax() -> Iterator[Case]:
+def _hard_and_real_absmax() -> Iterator[Case]:
+    """Every threshold of the dynamic map approached from both sides; then a real checkpoint's absmax."""
+    for seed in range(3):
+        yield _near_dynamic_midpoints(np.random.default_rng(seed), 700)
     for reference in real_weights.references():
         case = _absmax_case(f"{real_weights.MODEL} {reference.tensor}", real_weights.quantized(reference).absmax)
         yield Case(name=case.name, inputs=case.inputs, real=reference)
@@ -234,7 +254,9 @@ _OFFSET_PLANS = (
 )
 
 
-def _check(id: str, title: str, op: str, plans: tuple[Plan, ...], cases: st.SearchStrategy[Case], real: Callable[[], Iterator[Case]]) -> Check:
+def _check(
+    id: str, title: str, op: str, plans: tuple[Plan, ...], cases: st.SearchStrategy[Case], real: Callable[[], Iterator[Case]]
+) -> Check:
     return Check(
         id=id, tier="B", title=title, operations=(op,), plans=plans, cases=cases, fixed_cases=real,
         not_applicable={Question.FAST_PATH: NO_FAST_PATH},
@@ -244,16 +266,16 @@ def _check(id: str, title: str, op: str, plans: tuple[Plan, ...], cases: st.Sear
 CHECKS: tuple[Check, ...] = (
     _check(
         "b.quantize", "NF4 codes, packing and absmax", "nf4_quantize",
-        _bit_exact("nf4_quantize", ("weight",), _quantize), _weights(), _real_weights,
+        _bit_exact("nf4_quantize", ("weight",), _quantize), _weights(), _hard_and_real_weights,
     ),
-    _check("b.offset", "the mean that double quantisation takes off absmax", "nf4_offset", _OFFSET_PLANS, _absmax(), _real_absmax),
+    _check("b.offset", "the mean that double quantisation takes off absmax", "nf4_offset", _OFFSET_PLANS, _absmax(), _hard_and_real_absmax),
     _check(
         "b.nest", "8-bit codes of absmax, given the offset", "nf4_nest",
-        _bit_exact("nf4_nest", ("absmax", "offset"), _nest), _absmax(), _real_absmax,
+        _bit_exact("nf4_nest", ("absmax", "offset"), _nest), _absmax(), _hard_and_real_absmax,
     ),
     _check(
         "b.unnest", "absmax from its 8-bit codes", "nf4_unnest",
-        _bit_exact("nf4_unnest", ("absmax_codes", "nested_absmax", "offset"), _unnest), _absmax(), _real_absmax,
+        _bit_exact("nf4_unnest", ("absmax_codes", "nested_absmax", "offset"), _unnest), _absmax(), _hard_and_real_absmax,
     ),
     _check(
         "b.dequantize", "the dequantised weight", "nf4_dequantize",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from parity.checks import strategies
 from parity.checks.check import Answered, Arrays, Case, Check, Plan, Question, Request
 from parity.judge import bounds
-from parity.judge.verdict import Comparison, identical, root_mean_square, within
+from parity.judge.verdict import Comparison, root_mean_square, within
 from parity.reference import products
 from parity.reference.products import Sums
 
@@ -141,14 +141,16 @@ def _checks(op: str, formula: str) -> tuple[Check, ...]:
             ),
         ),
         Check(
-            id=f"a.{op}_exact", tier="A", title=f"{formula} on integers, bit for bit", operations=(op,), cases=_exact(op), not_applicable=fast,
+            id=f"a.{op}_exact", tier="A", title=f"{formula} on integers, bit for bit", operations=(op,),
+            cases=_exact(op), not_applicable=fast,
             plans=(
                 Plan(question=Question.SAME_FUNCTION, dtype="float64", requests=same, judge=_judge_exact(op, "float64")),
                 Plan(question=Question.PRECISION, dtype="float32", requests=precision, judge=_judge_exact(op, "float32")),
             ),
         ),
         Check(
-            id=f"a.{op}_random", tier="A", title=f"{formula} on zero-mean random data, root mean square", operations=(op,), cases=_random(op),
+            id=f"a.{op}_random", tier="A", title=f"{formula} on zero-mean random data, root mean square", operations=(op,),
+            cases=_random(op),
             not_applicable=fast | {Question.SAME_FUNCTION: f"a sharper precision test; a.{op} asks it"},
             plans=(Plan(question=Question.PRECISION, dtype="float32", requests=precision, judge=_judge_random(op), statistical=1),),
         ),

@@ -63,7 +63,8 @@ VALUES: dict[str, Fill] = {
 
 def odd_integers(rng: np.random.Generator, shape: tuple[int, ...], bits: int) -> np.ndarray:
     """Odd integers of up to `bits` bits, either sign: each needs every one of those bits."""
-    return (2 * rng.integers(0, 2 ** (bits - 1), shape) + 1) * signs(rng, shape)
+    values: np.ndarray = (2 * rng.integers(0, 2 ** (bits - 1), shape) + 1) * signs(rng, shape)
+    return values
 
 
 def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

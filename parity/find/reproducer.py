@@ -10,7 +10,7 @@ from contract.worker.discover import discover
 from contract.worker.files import FileReference
 from contract.worker.process import StackProcess
 from parity.cells import Cell
-from parity.checks.check import Case, Request
+from parity.checks.check import Case, Question, Request
 from parity.judge.verdict import Comparison
 from parity.mutants import catalogue
 
@@ -19,7 +19,12 @@ MAX_LITERAL_ELEMENTS = 600
 
 
 def ask(
-    stack: str, device: str, op: str, attrs: Mapping[str, object], tensors: Mapping[str, np.ndarray | FileReference], mutants: Sequence[str] = ()
+    stack: str,
+    device: str,
+    op: str,
+    attrs: Mapping[str, object],
+    tensors: Mapping[str, np.ndarray | FileReference],
+    mutants: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """One operation of one stack, in a worker of its own (what a snippet calls)."""
     mutations = [catalogue.read(name).mutation for name in mutants if catalogue.read(name).stack == stack]
@@ -29,20 +34,17 @@ def ask(
 
 def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[Request], *, seed: int, mutants: Sequence[str]) -> str:
     """A Python program: the inputs, the question put to each stack, and what to look at."""
-    tensor = comparison.tensor.split(" ")[0]
     lines = [
         f"# {cell.key}",
         f"# {case.name}",
         f"# {comparison.tensor}: {comparison.unit} {comparison.observed:.6g}, allowed {comparison.bound:.6g} ({comparison.bound_source})",
-        "import ml_dtypes  # bfloat16",
-        "import numpy as np",
-        "from contract.worker.files import FileReference",
-        "from parity.find.reproducer import ask",
-        "",
     ]
     if not all(_spellable(request) for request in requests):
         lines.append(f"# too large to spell out; run: parity run --only {cell.check.id} --stacks {','.join(cell.stacks)} --seed {seed}")
         return "\n".join(lines)
+    lines += ["import numpy as np"]
+    lines += ["from contract.worker.files import FileReference"] if any(request.references for request in requests) else []
+    lines += ["from parity.find.reproducer import ask", ""]
     names = []
     for stack, device in zip(cell.stacks, cell.devices, strict=True):
         for index, request in enumerate(requests):
@@ -51,10 +53,24 @@ def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[R
             lines += [f"{name} = ask(", f'    "{stack}", "{device}", "{request.op}", {dict(request.attrs)!r},', "    {"]
             lines += [f'        "{key}": {_spell(request, key)},' for key in request.tensors]
             lines += ["    },", *([f"    mutants={list(mutants)!r},"] if mutants else []), ")"]
-    lines += [f'print("{name}", {{name: tensor.tolist() for name, tensor in {name}.items() if tensor.size <= 64}})' for name in names]
-    position = "" if comparison.where is None else f" at {list(comparison.where)}"
-    lines.append(f'print("look at {tensor}{position}")')
-    return "\n".join(lines)
+    return "\n".join([*lines, *_verdict(cell, comparison, names)])
+
+
+def _verdict(cell: Cell, comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """The last lines of a snippet: the values where they differ most, and an assertion that fails as the check did."""
+    tensor, _, stack = comparison.tensor.partition(" of ")
+    if comparison.where is None or " " in tensor:
+        return [f'print("{name}", {name})' for name in names]
+    index = repr(comparison.where) if comparison.where else "()"
+    values = [f'float({name}["{tensor}"][{index}])' for name in names if name.startswith(stack)]
+    if stack or cell.question is Question.PRECISION:
+        values = [values[0], repr(comparison.wanted)]
+    allowed = repr(comparison.bound)
+    return [
+        f"got, wanted = {values[0]}, {values[1]}",
+        f'print("{tensor}{list(comparison.where)}: got", got, "wanted", wanted, "allowed difference", {allowed})',
+        f"assert abs(got - wanted) <= {allowed}",
+    ]
 
 
 def _spellable(request: Request) -> bool:

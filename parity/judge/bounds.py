@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from scipy.stats import chi2
 
@@ -32,12 +31,12 @@ class Bound:
 
 def unit_roundoff(dtype: str) -> float:
     """u = eps / 2: the largest relative error of one rounding to nearest."""
-    return float(_finfo(dtype).eps) / 2
+    return float(np.finfo(dtype).eps) / 2
 
 
 def smallest_normal(dtype: str) -> float:
     """The smallest positive normal number: what one operation may lose below it, flushed or gradual."""
-    return float(_finfo(dtype).smallest_normal)
+    return float(np.finfo(dtype).smallest_normal)
 
 
 def gamma(length: int, u: float) -> float:
@@ -140,7 +139,3 @@ def _declared(function: str, dtype: str, declared: Iterable[Elementary]) -> Elem
         if one.function == function and one.dtype == dtype:
             return one
     raise ValueError(f"the stack declares no error of {function} in {dtype}; add it to its capabilities.json")
-
-
-def _finfo(dtype: str) -> ml_dtypes.finfo:
-    return ml_dtypes.finfo(dtype)

@@ -21,7 +21,8 @@ Passes = Callable[[np.ndarray], bool]
 class Comparison:
     """The verdict on one tensor.
 
-    observed and bound are those of the component with the least head-room; `unit` says what they count.
+    observed and bound are those of the component with the least head-room, which stands at `where` with the value `got`
+    in `wanted`'s place; `unit` says what they count.
     """
 
     tensor: str
@@ -32,6 +33,8 @@ class Comparison:
     bound_source: str
     where: tuple[int, ...] | None
     controls: controls.Outcome
+    got: float | None = None
+    wanted: float | None = None
 
     @property
     def headroom(self) -> float | None:
@@ -54,7 +57,7 @@ def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound
     where = _least_headroom(error, limit)
     return Comparison(
         tensor=tensor, passed=passes(observed), observed=float(error[where]), bound=float(limit[where]),
-        unit="absolute difference", bound_source=bound.source, where=where,
+        unit="absolute difference", bound_source=bound.source, where=where, got=float(observed64[where]), wanted=float(expected[where]),
         controls=controls.run(passes, observed, surely_wrong=surely_wrong, just_above=_just_above(observed64, expected, limit)),
     )  # fmt: skip
 
@@ -88,10 +91,11 @@ def identical(tensor: str, observed: np.ndarray, expected: np.ndarray, source: s
     one_bit_off = observed.copy()
     one_bit_off.reshape(-1).view(np.uint8)[0] ^= 1
     differing = (_bits(observed) != bits) | np.isnan(observed)
-    where = np.unravel_index(int(np.argmax(differing)), differing.shape) if differing.any() else None
+    where = _first(differing.reshape(observed.shape)) if differing.any() else None
     return Comparison(
         tensor=tensor, passed=passes(observed), observed=float(np.count_nonzero(differing)), bound=0.0,
-        unit="elements that differ", bound_source=source, where=None if where is None else tuple(int(i) for i in where),
+        unit="elements that differ", bound_source=source, where=where,
+        got=None if where is None else float(observed[where]), wanted=None if where is None else float(expected[where]),
         controls=controls.run(
             passes, observed, surely_wrong=lambda candidate: candidate.tobytes() != observed.tobytes(), just_above=one_bit_off
         ),
@@ -114,6 +118,10 @@ def _least_headroom(error: np.ndarray, limit: np.ndarray) -> tuple[int, ...]:
         ratio = np.where(error == 0, 0.0, error / limit)
     ratio = np.where(np.isnan(ratio), np.inf, ratio)
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
+
+
+def _first(differing: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(differing)), differing.shape))
 
 
 def _just_above(observed: np.ndarray, expected: np.ndarray, limit: np.ndarray) -> np.ndarray:

@@ -77,7 +77,8 @@ def quantize(weight: np.ndarray, block_size: int) -> Quantized:
 def pack(codes: np.ndarray) -> np.ndarray:
     """Two codes a byte: the earlier element in the high nibble; an odd last one is followed by a zero nibble."""
     pairs = np.pad(codes, (0, codes.size % 2)).reshape(-1, 2)
-    return ((pairs[:, 0] << 4) | pairs[:, 1]).astype(np.uint8)
+    packed: np.ndarray = ((pairs[:, 0] << 4) | pairs[:, 1]).astype(np.uint8)
+    return packed
 
 
 def unpack(packed: np.ndarray, count: int) -> np.ndarray:
@@ -88,7 +89,7 @@ def unpack(packed: np.ndarray, count: int) -> np.ndarray:
 def dequantize(packed: np.ndarray, absmax: np.ndarray, block_size: int, shape: tuple[int, int]) -> np.ndarray:
     """weight = f32(value of the code * absmax of its block)."""
     values = VALUES[unpack(packed, shape[0] * shape[1])]
-    blocks = _blocks(values, block_size) * absmax[:, None]
+    blocks: np.ndarray = _blocks(values, block_size) * absmax[:, None]
     return blocks.reshape(-1)[: values.size].reshape(shape)
 
 
@@ -104,8 +105,9 @@ def nest(absmax: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def unnest(absmax_codes: np.ndarray, nested_absmax: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """absmax = f32(f32(map[code] * nested_absmax) + offset): two roundings, not a fused multiply-add."""
-    blocks = _blocks(DYNAMIC_MAP[absmax_codes], NESTED_BLOCK_SIZE) * nested_absmax[:, None]
-    return (blocks.reshape(-1)[: absmax_codes.size] + offset).astype(np.float32)
+    blocks: np.ndarray = _blocks(DYNAMIC_MAP[absmax_codes], NESTED_BLOCK_SIZE) * nested_absmax[:, None]
+    absmax: np.ndarray = blocks.reshape(-1)[: absmax_codes.size] + offset
+    return absmax.astype(np.float32)
 
 
 def _blocks(flat: np.ndarray, block_size: int) -> np.ndarray:

@@ -26,7 +26,7 @@ class Sums:
     @property
     def length(self) -> int:
         """How many terms each sum has; a bias is one more."""
-        return self.a.shape[1] + (self.bias is not None)
+        return int(self.a.shape[1]) + (self.bias is not None)
 
     @cached_property
     def value(self) -> np.ndarray:
@@ -44,7 +44,7 @@ class Sums:
         return self._of(self.a * self.a, self.b * self.b, None if self.bias is None else self.bias * self.bias)
 
     def _of(self, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        total = a @ b if bias is None else a @ b + bias
+        total: np.ndarray = a @ b if bias is None else a @ b + bias
         return total if self.shape is None else total.reshape(self.shape)
 
 

@@ -23,6 +23,9 @@ def show(run: Run, console: Console) -> None:
     for result in run.results:
         if result.status not in (Status.PASS, Status.NOT_APPLICABLE):
             console.print(_details(result))
+            if result.snippet:
+                console.print("  to see it again:\n", style="bold")
+                console.print(Text(result.snippet), soft_wrap=True)
     for problem in run.problems:
         console.print(Text(f"waivers: {problem}", style="bold red"))
     console.print(_verdict(run))
@@ -72,9 +75,6 @@ def _details(result: Result) -> RenderableType:
     parts: list[RenderableType] = [head, Text(f"  {result.title}"), Text(f"  {result.reason}")]
     if result.bound_source:
         parts.append(Text(f"  bound: {result.bound_source}"))
-    if result.snippet:
-        parts.append(Text("  to see it again:\n", style="bold"))
-        parts.append(Text(result.snippet, no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 
@@ -83,7 +83,8 @@ def _verdict(run: Run) -> Text:
     told = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
     overhead = "" if run.timing.overhead is None else f", engine overhead {max(0.0, run.timing.overhead):.0%}"
     style = "bold green" if run.exit_code == 0 else "bold red"
+    seconds = run.timing.start + run.timing.wall
     return Text.assemble(
         ("\nPASS" if run.exit_code == 0 else "\nRED", style),
-        f"  tiers {', '.join(run.tiers)}: {told}; {run.timing.start + run.timing.wall:.0f} s{overhead}; seed {run.seed}; exit {run.exit_code}",
+        f"  tiers {', '.join(run.tiers)}: {told}; {seconds:.0f} s{overhead}; seed {run.seed}; exit {run.exit_code}",
     )

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from launching import FAKE_STACK, Launch
 
 from contract.worker.process import StackProcess
+from tests.contract.worker.launching import FAKE_STACK, Launch
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from launching import A, B, Launch, children, is_alive, matmul, pid
 
 from contract.worker import wire
 from contract.worker.process import RequestFailed, StackProcess
+from tests.contract.worker.launching import A, B, Launch, children, is_alive, matmul, pid
 
 
 def test_computes(launch: Launch) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import FAKE_STACK, A, B, Launch, children, is_alive, matmul, pid
 
 from contract.worker.process import HarnessError, ProtocolBroken, RequestFailed, StackProcess, WorkerDied, WorkerHung
+from tests.contract.worker.launching import FAKE_STACK, A, B, Launch, children, is_alive, matmul, pid
 
 
 @pytest.mark.parametrize(("device", "how"), [("DIES", "ended with exit code 7"), ("CRASHES", "was killed by SIGSEGV")])

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import FAKE_STACK, A, B, Launch, pid
 from safetensors.numpy import save_file
 
 from contract.errors import MissingError
 from contract.worker.files import FileReference, sha256_of
 from contract.worker.process import ProtocolBroken, RequestFailed, StackProcess
+from tests.contract.worker.launching import FAKE_STACK, A, B, Launch, pid
 
 
 @pytest.fixture
