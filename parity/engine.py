@@ -202,8 +202,8 @@ class Engine:
             return
         keys = [request.key() for request in cell.plan.requests(case)]
         answered = [
-            Answered(stack=stack, capabilities=self._capabilities[stack], answers=[answers[stack, key] for key in keys])
-            for stack in cell.stacks
+            Answered(stack=stack, device=device, capabilities=self._capabilities[stack], answers=[answers[stack, key] for key in keys])
+            for stack, device in zip(cell.stacks, cell.devices, strict=True)
         ]
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             try:
@@ -231,8 +231,8 @@ class Engine:
             )
         elif tally.error:
             status, reason = Status.ERROR, tally.error
-        elif missing or not tally.examples:
-            status, reason = Status.NOT_COVERED, missing or "no example was asked"
+        elif missing or not tally.worst:
+            status, reason = Status.NOT_COVERED, missing or "nothing was compared"
         else:
             status, reason = Status.PASS, ""
         return Result(

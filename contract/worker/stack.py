@@ -51,7 +51,7 @@ StackFactory = Callable[[str], Stack]
 class Elementary(BaseModel):
     """A stack's declared worst error of one elementary function over one range.
 
-    |y - f(x)| <= ulp * spacing(f(x)) + absolute, for every x of the dtype in [low, high].
+    |y - f(x)| <= ulp * spacing(f(x)) + absolute, for every x of the dtype in [low, high], on the named devices (all, where none is named).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +62,7 @@ class Elementary(BaseModel):
     high: float
     ulp: float = Field(ge=0)
     absolute: float = Field(ge=0)
+    devices: tuple[str, ...] = ()
 
 
 class Capabilities(BaseModel):
@@ -78,3 +79,7 @@ class Capabilities(BaseModel):
     operations: dict[str, tuple[str, ...]] = Field(description="operation -> dtypes that it computes in")
     nf4_block_sizes: tuple[int, ...] = ()
     elementary: tuple[Elementary, ...] = ()
+
+    def elementary_on(self, device: str) -> tuple[Elementary, ...]:
+        """The declarations that hold on a device."""
+        return tuple(one for one in self.elementary if not one.devices or device in one.devices)

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis.strategies import SearchStrategy
 
 from contract.worker.files import FileReference
-from contract.worker.stack import Capabilities
+from contract.worker.stack import Capabilities, Elementary
 from parity.judge.verdict import Comparison
 
 T = TypeVar("T")
@@ -85,6 +85,12 @@ class Answered:
     stack: str
     capabilities: Capabilities
     answers: Sequence[Arrays]
+    device: str = ""
+
+    @property
+    def elementary(self) -> tuple[Elementary, ...]:
+        """The errors of elementary functions that the stack declares on its device."""
+        return self.capabilities.elementary_on(self.device)
 
 
 Judge = Callable[[Case, Sequence[Answered], float], list[Comparison]]

@@ -70,7 +70,7 @@ def _reference(case: Case, dtype: str) -> CrossEntropy:
 def _judge_precision(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
     one = answered[0]
     exact = _reference(case, "float32")
-    limits = bounds.cross_entropy(exact, "float32", one.capabilities.elementary)
+    limits = bounds.cross_entropy(exact, "float32", one.elementary)
     return [
         within("loss", one.answers[0]["loss"], exact.loss, limits.loss),
         within("logits_grad", one.answers[0]["logits_grad"], exact.logits_grad, limits.logits_grad),
@@ -79,7 +79,7 @@ def _judge_precision(case: Case, answered: Sequence[Answered], false_alarm: floa
 
 def _judge_same_function(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
     exact = _reference(case, "float64")
-    limits = [bounds.cross_entropy(exact, "float64", one.capabilities.elementary) for one in answered]
+    limits = [bounds.cross_entropy(exact, "float64", one.elementary) for one in answered]
     first, second = (one.answers[0] for one in answered)
     return [
         within("loss", first["loss"], second["loss"], _both([limit.loss for limit in limits])),

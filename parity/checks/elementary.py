@@ -73,7 +73,7 @@ def _judge(dtype: str) -> Callable[[Case, Sequence[Answered], float], list[Compa
 
 def _declaration(one: Answered, function: str, dtype: str) -> Elementary:
     low, high = RANGES[function, dtype]
-    for declared in one.capabilities.elementary:
+    for declared in one.elementary:
         if (declared.function, declared.dtype) == (function, dtype) and declared.low <= low and high <= declared.high:
             return declared
     raise ValueError(f"{one.stack} declares no error of {function} in {dtype} on [{low:g}, {high:g}]; add it to its capabilities.json")

@@ -44,6 +44,7 @@ class Comparison:
 
 def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound) -> Comparison:
     """Every component of `observed` lies within `bound.limit` of `expected`."""
+    _require_elements(tensor, observed)
     expected, observed64 = np.asarray(expected, dtype=np.float64), observed.astype(np.float64)
     limit = np.broadcast_to(bound.limit, expected.shape)
 
@@ -64,6 +65,7 @@ def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound
 
 def root_mean_square(tensor: str, observed: np.ndarray, expected: np.ndarray, scale: np.ndarray, limit: float, source: str) -> Comparison:
     """The root mean square of (observed - expected) / scale lies within `limit`."""
+    _require_elements(tensor, observed)
 
     def measure(candidate: np.ndarray, centre: np.ndarray = expected) -> float:
         return float(np.sqrt(np.mean(((candidate.astype(np.float64) - centre) / scale) ** 2)))
@@ -83,6 +85,7 @@ def root_mean_square(tensor: str, observed: np.ndarray, expected: np.ndarray, sc
 
 def identical(tensor: str, observed: np.ndarray, expected: np.ndarray, source: str) -> Comparison:
     """Bit for bit the same, signs of zeros included; a NaN fails even where both have it."""
+    _require_elements(tensor, observed)
     bits = _bits(expected)
 
     def passes(candidate: np.ndarray) -> bool:
@@ -104,16 +107,14 @@ def identical(tensor: str, observed: np.ndarray, expected: np.ndarray, source: s
 
 def at_most(tensor: str, observed: float, bound: float, unit: str, source: str) -> Comparison:
     """A single number is at most a bound (no tensor behind it, so its one control is the number just above)."""
-    just_above = float(np.nextafter(bound, np.inf))
+    caught = not float(np.nextafter(bound, np.inf)) <= bound
     return Comparison(
         tensor=tensor, passed=observed <= bound, observed=observed, bound=bound, unit=unit, bound_source=source, where=None,
-        controls=controls.Outcome(applied=1, caught=int(not just_above <= bound), missed=()),
+        controls=controls.Outcome(applied=1, caught=int(caught), missed=() if caught else ("just above",)),
     )  # fmt: skip
 
 
 def _least_headroom(error: np.ndarray, limit: np.ndarray) -> tuple[int, ...]:
-    if error.size == 0:
-        raise ValueError("a comparison of empty tensors proves nothing; draw at least one element")
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(error == 0, 0.0, error / limit)
     ratio = np.where(np.isnan(ratio), np.inf, ratio)
@@ -134,6 +135,11 @@ def _just_above(observed: np.ndarray, expected: np.ndarray, limit: np.ndarray) -
     moved = observed.copy()
     moved.reshape(-1)[0] = wrong
     return moved
+
+
+def _require_elements(tensor: str, observed: np.ndarray) -> None:
+    if observed.size == 0:
+        raise ValueError(f"{tensor}: a comparison of empty tensors proves nothing; draw at least one element")
 
 
 def _bits(tensor: np.ndarray) -> np.ndarray:

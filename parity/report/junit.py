@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -9,11 +10,14 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from contract.worker.files import replacing
 from parity.report.record import Result, Run, Status
 
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0, section 2.2, can't hold: a worker's last words may be coloured."""
+
 
 def write(run: Run, path: Path) -> None:
     """Writes the report, whole or not at all. Not covered is an error, since nothing that was skipped may look green."""
     report = JUnitXml("parity")
-    for tier in run.tiers:
+    for tier in sorted({*run.tiers, *(result.tier for result in run.results)}):
         suite = TestSuite(f"tier {tier}")
         for result in run.results:
             if result.tier == tier:
@@ -22,8 +26,8 @@ def write(run: Run, path: Path) -> None:
     if run.problems:
         suite = TestSuite("waivers")
         for problem in run.problems:
-            case = TestCase(problem, "parity.waivers")
-            case.result = [Failure(problem)]
+            case = TestCase(_printable(problem), "parity.waivers")
+            case.result = [Failure(_printable(problem))]
             suite.add_testcase(case)
         report.add_testsuite(suite)
     report.update_statistics()
@@ -34,15 +38,20 @@ def write(run: Run, path: Path) -> None:
 def _case(result: Result) -> TestCase:
     who = "+".join(f"{stack}@{device}" for stack, device in zip(result.stacks, result.device, strict=True))
     case = TestCase(f"{result.question} {result.dtype} {who}", f"parity.{result.id}", result.seconds)
+    reason = _printable(result.reason)
     match result.status:
         case Status.FAIL:
-            failure = Failure(result.reason, "divergence")
-            failure.text = result.snippet
+            failure = Failure(reason, "divergence")
+            failure.text = _printable(result.snippet)
             case.result = [failure]
         case Status.ERROR | Status.NOT_COVERED:
-            case.result = [Error(result.reason, result.status)]
+            case.result = [Error(reason, result.status)]
         case Status.NOT_APPLICABLE | Status.WAIVED:
-            case.result = [Skipped(result.reason)]
+            case.result = [Skipped(reason)]
         case Status.PASS:
             pass
     return case
+
+
+def _printable(text: str) -> str:
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -13,7 +13,7 @@ from contract.errors import MissingError, UserError
 from contract.worker.operations import OPERATIONS, expected_answer, wanted_gradients
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
-from stacks.tinygrad_lora import compiler, elementary, linear, loss, nf4, probe
+from stacks.tinygrad_lora import compiler, elementary, linear, loss, nf4, probe, webgpu
 
 DEVICES = ("CPU", "CUDA", "WEBGPU", "CL", "METAL")
 IGNORE_INDEX = -100
@@ -49,6 +49,8 @@ class TinygradLora:
             raise UserError(f"tinygrad_lora has no device {device!r}; allowed: {', '.join(DEVICES)}")
         # before the first kernel: tinygrad reads CC once
         self._compiler = compiler.prepare() if device == "CPU" else None
+        if device == "WEBGPU":
+            webgpu.prepare()
         DEV.value = device
         try:
             Device[device]

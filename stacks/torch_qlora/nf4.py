@@ -60,7 +60,7 @@ def quantize(weight: torch.Tensor, block_size: int) -> Quantized:
     elements = weight.numel()
     whole_blocks = _pad_to_whole_blocks(weight.reshape(-1), block_size)
     packed, state = functional.quantize_4bit(whole_blocks, blocksize=block_size, quant_type="nf4")
-    packed = _requantize_small_blocks(packed.reshape(-1), whole_blocks, state.absmax, block_size)
+    packed = _requantize(packed.reshape(-1), whole_blocks, state.absmax, block_size)
     return Quantized(packed=_cut_packed(packed, elements), absmax=state.absmax)
 
 
@@ -84,20 +84,29 @@ def _pad_to_whole_blocks(flat: torch.Tensor, block_size: int) -> torch.Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % block_size))
 
 
-def _requantize_small_blocks(packed: torch.Tensor, whole_blocks: torch.Tensor, absmax: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Guard: CUDA's kernel has no lower limit on absmax, so that a zero block is 0 * inf = NaN, code 0; the rule says code 7.
-
-    CPU's kernel takes the limit. Blocks under it are quantised again here by the rule, on every device.
-    """
-    small = (absmax < SMALLEST_ABSMAX).nonzero()[:, 0]
-    if small.numel() == 0:
+def _requantize(packed: torch.Tensor, whole_blocks: torch.Tensor, absmax: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Quantises by the rule, in torch, the blocks that bitsandbytes' kernel on this device may not."""
+    chosen = _blocks_off_the_rule(absmax).nonzero()[:, 0]
+    if chosen.numel() == 0:
         return packed
-    reciprocal = 1.0 / absmax[small].clamp(min=SMALLEST_ABSMAX)
-    scaled = whole_blocks.view(-1, block_size)[small] * reciprocal[:, None]
+    reciprocal = 1.0 / absmax[chosen].clamp(min=SMALLEST_ABSMAX)
+    scaled = whole_blocks.view(-1, block_size)[chosen] * reciprocal[:, None]
     codes = _nearest(scaled, values(packed.device)).reshape(-1, 2)
     packed = packed.clone()
-    packed.view(-1, block_size // 2)[small] = (codes[:, 0] << 4 | codes[:, 1]).reshape(-1, block_size // 2)
+    packed.view(-1, block_size // 2)[chosen] = (codes[:, 0] << 4 | codes[:, 1]).reshape(-1, block_size // 2)
     return packed
+
+
+def _blocks_off_the_rule(absmax: torch.Tensor) -> torch.Tensor:
+    """Guard: which blocks bitsandbytes quantises otherwise than the rule, [B] bool.
+
+    CUDA's kernel takes an approximate reciprocal of absmax (it is built with fast math), which gives inputs within 2 ulp of a
+    midpoint other codes than CPU's; and it has no lower limit on absmax, so that a zero block is 0 * inf = NaN, code 0, where
+    the rule says 7. CPU's kernel keeps to the rule; blocks under the limit are quantised again there too, and come out the same.
+    """
+    if absmax.device.type == "cpu":
+        return absmax < SMALLEST_ABSMAX
+    return torch.ones_like(absmax, dtype=torch.bool)
 
 
 def _cut_packed(packed: torch.Tensor, elements: int) -> torch.Tensor:
@@ -126,17 +135,17 @@ def nest(absmax_B: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torc
     """Per 256 blocks: nested_absmax = max |absmax - offset|, code = nearest dynamic map value to (absmax - offset) / nested_absmax.
 
     The division is a product with f32(1 / nested_absmax); the lower code at a midpoint; code 0 where
-    nested_absmax is 0.
+    nested_absmax is 0. The search is torch's and not bitsandbytes' quantize_blockwise, which misses the nearest value next to a
+    midpoint: on CPU it looks a value up on a 16-bit grid, on CUDA it scales by an approximate reciprocal.
 
     Returns:
         codes [B] uint8, nested_absmax [S] float32.
     """
     centred_B = absmax_B - mean
-    if _lookup_is_coarse(absmax_B.device):
-        codes_B, nested_absmax_S = _nest_by_the_rule(centred_B)
-    else:
-        codes_B, state = functional.quantize_blockwise(centred_B, code=dynamic_map(centred_B.device), blocksize=NESTED_BLOCK_SIZE)
-        nested_absmax_S = state.absmax
+    whole_blocks = _pad_to_whole_blocks(centred_B, NESTED_BLOCK_SIZE).view(-1, NESTED_BLOCK_SIZE)
+    nested_absmax_S = whole_blocks.abs().amax(dim=1)
+    codes = _nearest(whole_blocks * (1.0 / nested_absmax_S)[:, None], dynamic_map(centred_B.device))
+    codes_B = codes.reshape(-1)[: centred_B.numel()]
     constant_B = (nested_absmax_S == 0).repeat_interleave(NESTED_BLOCK_SIZE)[: codes_B.numel()]
     return codes_B.masked_fill(constant_B, 0), nested_absmax_S
 
@@ -147,18 +156,6 @@ def unnest(codes_B: torch.Tensor, nested_absmax_S: torch.Tensor, mean: torch.Ten
         absmax=nested_absmax_S, code=dynamic_map(codes_B.device), blocksize=NESTED_BLOCK_SIZE, dtype=torch.float32
     )
     return functional.dequantize_blockwise(codes_B, state) + mean  # type: ignore[no-any-return]
-
-
-def _lookup_is_coarse(device: torch.device) -> bool:
-    """Guard: bitsandbytes' 8-bit kernel on CPU looks a value up on a 16-bit grid, so near a midpoint its code is not the nearest."""
-    return device.type == "cpu"
-
-
-def _nest_by_the_rule(centred_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    whole_blocks = _pad_to_whole_blocks(centred_B, NESTED_BLOCK_SIZE).view(-1, NESTED_BLOCK_SIZE)
-    nested_absmax_S = whole_blocks.abs().amax(dim=1)
-    codes = _nearest(whole_blocks * (1.0 / nested_absmax_S)[:, None], dynamic_map(centred_B.device))
-    return codes.reshape(-1)[: centred_B.numel()], nested_absmax_S
 
 
 # Dequantise

@@ -50,7 +50,7 @@ def test_what_is_covered(tmp_path: Path, check: str, stacks: tuple[str, ...], co
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[waiver]\n", "no TOML"),
+        ("[[waiver]\n", "as TOML"),
         (GOOD.replace("expires", "until"), r"waiver\.0\.expires: Field required"),
         (GOOD.replace("reason = ", "because = "), r"waiver\.0\.reason: Field required"),
         (GOOD + 'question = "precision"\n', r"waiver\.0\.question: Extra inputs are not permitted"),
