@@ -138,21 +138,29 @@ class Engine:
         return "the time budget was spent before all examples were asked" if self._out_of_time() else missing
 
     def _shrink(self, check: Check, tally: _Tally) -> None:
-        """Replaces a tally's failure by the smallest one that hypothesis finds."""
+        """Replaces a tally's failure by the smallest one that hypothesis finds, and that by its failing part."""
         until = time.monotonic() + SHRINK_SECONDS
 
         def example(case: Case) -> None:
-            if time.monotonic() > until:
-                return
-            alone = _Tally(tally.cell)
-            self._judge(self._ask(case, [tally.cell]), {tally.cell.key: alone})
-            if alone.failure is not None:
-                if tally.failure is None or _size(case) <= _size(tally.failure[1]):
-                    tally.failure = alone.failure
+            if time.monotonic() < until and self._still_fails(case, tally):
                 raise Divergence(tally.cell.key)
 
         with contextlib.suppress(Divergence, hypothesis.errors.Flaky):
             _draw(check, example, SHRINK_EXAMPLES, self._seed, (Phase.generate, Phase.shrink))
+        assert tally.failure is not None
+        comparison, case = tally.failure
+        if check.zoom is not None and comparison.where:
+            self._still_fails(check.zoom(case, comparison.where), tally)
+
+    def _still_fails(self, case: Case, tally: _Tally) -> bool:
+        """Asks one cell alone; a failure that is no larger takes the tally's place."""
+        alone = _Tally(tally.cell)
+        self._judge(self._ask(case, [tally.cell]), {tally.cell.key: alone})
+        if alone.failure is None:
+            return False
+        if tally.failure is None or _size(case) <= _size(tally.failure[1]):
+            tally.failure = alone.failure
+        return True
 
     def _ask(self, case: Case, cells: list[Cell]) -> _Asked:
         asked = _Asked(case, cells, {}, {})

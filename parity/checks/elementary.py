@@ -57,6 +57,12 @@ def _dense(function: str) -> Callable[[], Iterator[Case]]:
     return lambda: iter([_case(function, DENSE_POINTS, 0)])
 
 
+def _zoom(case: Case, where: tuple[int, ...]) -> Case:
+    """The one failing point, in each dtype's grid the one of that index."""
+    inputs = {dtype: {"x": tensors["x"][where[0] : where[0] + 1]} for dtype, tensors in case.inputs.items()}
+    return Case(name=f"point {where[0]} of: {case.name}", inputs=inputs, attrs=case.attrs)
+
+
 def _judge(dtype: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
         function, x = case.attrs["function"], case.inputs[dtype]["x"]
@@ -89,7 +95,7 @@ def _plan(function: str, dtype: str) -> Plan:
 CHECKS: tuple[Check, ...] = tuple(
     Check(
         id=f"a.{function}", tier="A", title=f"{function}, no worse than declared", operations=("elementary",), cases=_drawn(function),
-        fixed_cases=_dense(function), plans=(_plan(function, "float32"), _plan(function, "float64")),
+        fixed_cases=_dense(function), zoom=_zoom, plans=(_plan(function, "float32"), _plan(function, "float64")),
         not_applicable={
             Question.SAME_FUNCTION: "each stack is held against the exact value in float64 too",
             Question.FAST_PATH: "a stack has one path for this operation",

@@ -40,8 +40,7 @@ def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[R
         f"# {comparison.tensor}: {comparison.unit} {comparison.observed:.6g}, allowed {comparison.bound:.6g} ({comparison.bound_source})",
     ]
     if not all(_spellable(request) for request in requests):
-        lines.append(f"# too large to spell out; run: parity run --only {cell.check.id} --stacks {','.join(cell.stacks)} --seed {seed}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"# too large to spell out; run: {_command(cell, seed, mutants)}"])
     lines += ["import numpy as np"]
     lines += ["from contract.worker.files import FileReference"] if any(request.references for request in requests) else []
     lines += ["from parity.find.reproducer import ask", ""]
@@ -56,10 +55,16 @@ def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[R
     return "\n".join([*lines, *_verdict(cell, comparison, names)])
 
 
+def _command(cell: Cell, seed: int, mutants: Sequence[str]) -> str:
+    devices = [f"--device {stack}={device}" for stack, device in zip(cell.stacks, cell.devices, strict=True) if device != "CPU"]
+    planted = [f"--mutant {name}" for name in mutants]
+    return " ".join(["parity run --only", cell.check.id, "--stacks", ",".join(cell.stacks), *devices, *planted, f"--seed {seed}"])
+
+
 def _verdict(cell: Cell, comparison: Comparison, names: Sequence[str]) -> list[str]:
     """The last lines of a snippet: the values where they differ most, and an assertion that fails as the check did."""
     tensor, _, stack = comparison.tensor.partition(" of ")
-    if comparison.where is None or " " in tensor:
+    if comparison.where is None or " " in tensor:  # a root mean square, or an error
         return [f'print("{name}", {name})' for name in names]
     index = repr(comparison.where) if comparison.where else "()"
     values = [f'float({name}["{tensor}"][{index}])' for name in names if name.startswith(stack)]

@@ -1,4 +1,5 @@
-"""Elementary functions, exact to well under a thousandth of an ulp of the dtype that is judged; where float64 is subnormal, to half an ulp."""
+"""Elementary functions, exact to well under a thousandth of an ulp of the dtype that is judged (where float64 is
+subnormal, to half an ulp)."""
 
 from __future__ import annotations
 
