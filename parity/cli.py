@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -95,8 +96,16 @@ def _devices(pairs: list[str]) -> dict[str, str]:
 
 
 def _require_writable(path: Path | None) -> None:
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"{path} can't be written: there is no folder {path.parent}; make it first")
+    """Tries to make a file beside `path`, so that a run of minutes does not end in an error."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file's name in it")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}); make its folder, or give another") from None
 
 
 def main() -> None:

@@ -88,11 +88,12 @@ def select_stacks(known: Mapping[str, StackInfo], names: Sequence[str], devices:
         device = devices.get(name, info.capabilities.devices[0])
         if device not in info.capabilities.devices:
             raise UserError(f"stack {name} has no device {device!r}; allowed: {', '.join(info.capabilities.devices)}")
-        info.require_installed()
         chosen[name] = (info, device)
     for name in devices:
         if name not in chosen:
             raise UserError(f"--device names {name}, which --stacks leaves out; add it there or drop it here")
+    for info, _ in chosen.values():
+        info.require_installed()
     return chosen
 
 
@@ -146,6 +147,7 @@ def run(options: Options, progress: Progress) -> Run:
     seed = options.seed if options.seed is not None else secrets.randbits(32) if profile.random_seed else FIXED_SEED
     checks = select_checks(options.tiers, options.checks)
     chosen = select_stacks(discover.discover(), options.stacks, options.devices or {})
+    _require_stacks_of_mutants(options.mutants, chosen)
     accepted = waivers.read(options.waiver_file)
     progress.doing("starting the stacks")
     with started(chosen, options.mutants) as processes:
@@ -198,6 +200,14 @@ def _devices(chosen: Mapping[str, tuple[StackInfo, str]], processes: Mapping[str
 
 def _declared_dtypes(info: StackInfo) -> frozenset[str]:
     return frozenset(dtype for dtypes in info.capabilities.operations.values() for dtype in dtypes)
+
+
+def _require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]) -> None:
+    """A mutant whose stack does not run would plant nothing, and the run would look as if it had survived."""
+    for name in names:
+        stack = catalogue.read(name).stack
+        if stack not in chosen:
+            raise UserError(f"mutant {name} is of the stack {stack}, which this run leaves out; add it to --stacks, or drop the mutant")
 
 
 def _statistical(cells: Sequence[Cell], examples: int) -> int:
@@ -258,8 +268,13 @@ def _waive(
                 update={"status": Status.WAIVED, "reason": f"{match.reason} (until {match.expires}); {result.reason}"}
             )
         final.append(result)
+    known_checks, known_stacks = {check.id for check in registry.CHECKS}, set(discover.discover())
+    strangers = [one for one in accepted if one.check not in known_checks or one.stack not in known_stacks]
     relevant = [one for one in accepted if one.check in checks and one.stack in stacks]
-    problems = [f"the waiver of {one.check} for {one.stack} expired on {one.expires}" for one in relevant if today > one.expires]
+    problems = [
+        f"the waiver of {one.check} for {one.stack} names a check or a stack that there is none of; correct it" for one in strangers
+    ]
+    problems += [f"the waiver of {one.check} for {one.stack} expired on {one.expires}" for one in relevant if today > one.expires]
     problems += [
         f"the waiver of {one.check} for {one.stack} is not used; remove it" for one in relevant if today <= one.expires and one not in used
     ]

@@ -22,13 +22,15 @@ def console() -> Console:
 
 @contextmanager
 def progress() -> Iterator[Callbacks]:
-    """A bar on standard error, gone when the run ends."""
+    """A bar on standard error, gone when the run ends; nothing where that is no terminal."""
+    err = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=err,
+        disable=not err.is_terminal,
         transient=True,
     )
     with bar:

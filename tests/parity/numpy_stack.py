@@ -163,7 +163,10 @@ def configure(folder: Path, **commands: list[str]) -> Path:
     """Writes a parity.toml with stacks of these names; an empty command means this file's worker."""
     (folder / "capabilities.json").write_text(CAPABILITIES.model_dump_json())
     own = [sys.executable, str(Path(__file__))]
-    tables = [f'[stacks.{name}]\ncommand = {json.dumps(command or own)}\ncapabilities = "capabilities.json"\n' for name, command in commands.items()]
+    tables = [
+        f'[stacks.{name}]\ncommand = {json.dumps(command or own)}\ncapabilities = "capabilities.json"\n'
+        for name, command in commands.items()
+    ]
     path = folder / "parity.toml"
     path.write_text("\n".join(tables))
     return path

@@ -123,6 +123,20 @@ def test_a_failure_is_shrunk() -> None:
     assert len(result.snippet.splitlines()) < 25
 
 
+def test_an_elementwise_failure_is_shrunk_to_its_point() -> None:
+    """One wrong point of a dense grid: what is shown holds that point alone, and spells it."""
+
+    def spoil(answer: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": np.where(answer["y"] < 1e-30, answer["y"] * answer["y"].dtype.type(1.01), answer["y"])}
+
+    results = run({"bad": InProcess("bad", spoil, only="elementary")}, check_of("a.exp"))
+    assert len(results) == 2
+    for result in results:
+        assert result.status is Status.FAIL
+        assert "on point" in result.reason
+        assert f"dtype='{result.dtype}').reshape((1,))" in result.snippet
+
+
 def test_a_subtle_cast_is_seen_by_the_sharper_checks_too() -> None:
     results = run(two("BF16"), check_of("a.matmul_exact"), check_of("a.matmul_random"))
     wrong = [result for result in results if "bad" in result.stacks]
@@ -173,7 +187,11 @@ def workers() -> Iterator[dict[str, StackProcess]]:
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("DIES", "ended with exit code 7"), ("HANGS", "took over 1 s to answer compute, and was killed"), ("RAW_GARBAGE", "broke the protocol")],
+    [
+        ("DIES", "ended with exit code 7"),
+        ("HANGS", "took over 1 s to answer compute, and was killed"),
+        ("RAW_GARBAGE", "broke the protocol"),
+    ],
 )
 def test_a_broken_worker_is_an_error_on_its_check_while_others_run(workers: dict[str, StackProcess], device: str, message: str) -> None:
     process = workers[device]
@@ -323,8 +341,8 @@ def test_a_plan_is_asked_of_the_stacks_of_its_cell_only() -> None:
     check = check_of("a.matmul_random")
     cells = [cell for cell in cells_of(check, ["good", "other"]) if cell.stacks == ("good",)]
     engine = Engine(
-        cast("Mapping[str, StackProcess]", {"good": good, "other": other}), dict.fromkeys(("good", "other"), CAPABILITIES), examples=3, seed=1,
-        statistical=1,
+        cast("Mapping[str, StackProcess]", {"good": good, "other": other}), dict.fromkeys(("good", "other"), CAPABILITIES),
+        examples=3, seed=1, statistical=1,
     )  # fmt: skip
     engine.run(check, cells)
     assert good.asked

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,7 +19,6 @@ from parity.checks import registry
 from tests.parity.numpy_stack import CAPABILITIES, configure
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "run.schema.json"
-PARITY = (sys.executable, "-c", "from parity.cli import main; main()")
 STACKS = ("--stacks", "one,two", "--profile", "quick")
 
 OPTIONS = {
@@ -42,9 +42,33 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def parity(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run([*PARITY, *arguments], cwd=folder, capture_output=True, text=True, check=False, env=environment, timeout=120)
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: object
+    stdout: str
+    stderr: str
+
+
+Parity = Callable[..., Done]
+
+
+@pytest.fixture
+def parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Parity:
+    """The command in this process: (working folder, *arguments)."""
+
+    def run(folder: Path, *arguments: str) -> Done:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["parity", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        told = capsys.readouterr()
+        return Done(stopped.value.code, told.out, told.err)
+
+    return run
 
 
 def test_options_are_frozen() -> None:
@@ -58,9 +82,9 @@ def test_options_are_frozen() -> None:
     assert got == OPTIONS
 
 
-def test_a_green_run_writes_its_reports(folder: Path) -> None:
+def test_a_green_run_writes_its_reports(parity: Parity, folder: Path) -> None:
     done = parity(folder, "run", "--only", "a.matmul", "--only", "a.exp", *STACKS, "--json", "run.json", "--junit", "run.xml")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert "PASS" in done.stdout
     record = json.loads((folder / "run.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text(encoding="utf-8")))
@@ -70,11 +94,21 @@ def test_a_green_run_writes_its_reports(folder: Path) -> None:
     assert len(list(root.iter("testcase"))) == len(record["results"])
 
 
-def test_a_divergence_is_exit_1_and_its_reports_are_written(folder: Path) -> None:
+def test_the_installed_command(folder: Path) -> None:
+    """As a shell meets it: standard output holds the table alone, and no escape codes where it is no terminal."""
+    command = [str(Path(sys.executable).with_name("parity")), "run", "--only", "a.matmul", *STACKS, "--device", "two=NAN"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout.startswith("check")
+    assert "\x1b" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_divergence_is_exit_1_and_its_reports_are_written(parity: Parity, folder: Path) -> None:
     done = parity(
         folder, "run", "--only", "a.matmul", *STACKS, "--device", "two=NEGATED", "--json", "run.json", "--junit", "run.xml", "--seed", "3"
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.code == 1
     assert "RED" in done.stdout
     assert "to see it again" in done.stdout
     record = json.loads((folder / "run.json").read_text())
@@ -85,11 +119,11 @@ def test_a_divergence_is_exit_1_and_its_reports_are_written(folder: Path) -> Non
 
 @pytest.mark.parametrize(("device", "code"), [("NAN", 1), ("INF", 1), ("MISSING", 3), ("DIES", 3), ("ABSENT", 4), ("UNFIT", 5)])
 @pytest.mark.timeout(100)
-def test_exit_codes(folder: Path, device: str, code: int) -> None:
+def test_exit_codes(parity: Parity, folder: Path, device: str, code: int) -> None:
     done = parity(
         folder, "run", "--only", "a.matmul", *STACKS, "--device", f"two={device}", "--json", "run.json", "--junit", "run.xml"
     )  # fmt: skip
-    assert done.returncode == code, done.stderr
+    assert done.code == code, done.stderr
     assert "Traceback" not in done.stderr
     if code < 4:
         jsonschema.validate(json.loads((folder / "run.json").read_text()), json.loads(SCHEMA.read_text(encoding="utf-8")))
@@ -114,12 +148,12 @@ def test_exit_codes(folder: Path, device: str, code: int) -> None:
         (("--mutant", "no-such-bug", "--stacks", "one"), "there is no mutant 'no-such-bug'"),
     ],
 )
-def test_an_unknown_name_is_usage(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_an_unknown_name_is_usage(parity: Parity, folder: Path, arguments: tuple[str, ...], message: str) -> None:
     one_line(parity(folder, "run", *arguments), 2, message)
 
 
-def one_line(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
-    assert done.returncode == code, (done.stdout, done.stderr)
+def one_line(done: Done, code: int, message: str) -> None:
+    assert done.code == code, (done.stdout, done.stderr)
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("parity: ")
     assert message in line
@@ -129,26 +163,26 @@ def one_line(done: subprocess.CompletedProcess[str], code: int, message: str) ->
 @pytest.mark.parametrize(
     "arguments", [("--seed", "-1"), ("--seed", "x"), ("--time-budget", "-1"), ("--colour",), ("more",)], ids=lambda words: " ".join(words)
 )
-def test_a_value_that_is_none_is_usage(folder: Path, arguments: tuple[str, ...]) -> None:
+def test_a_value_that_is_none_is_usage(parity: Parity, folder: Path, arguments: tuple[str, ...]) -> None:
     done = parity(folder, "run", *arguments)
-    assert done.returncode == 2
+    assert done.code == 2
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_a_known_stack_that_is_not_installed_is_exit_4(folder: Path) -> None:
+def test_a_known_stack_that_is_not_installed_is_exit_4(parity: Parity, folder: Path) -> None:
     one_line(parity(folder, "run", "--stacks", "one,absent"), 4, "stack absent needs frobnicate, not installed here; run: pip install")
 
 
-def test_a_spent_budget_is_exit_4(folder: Path) -> None:
+def test_a_spent_budget_is_exit_4(parity: Parity, folder: Path) -> None:
     done = parity(folder, "run", "--only", "a.matmul", *STACKS, "--time-budget", "0")
-    assert done.returncode == 4
+    assert done.code == 4
     assert "time budget" in done.stdout
 
 
 @pytest.mark.parametrize("option", ["--json", "--junit"])
 @pytest.mark.parametrize("path", ["nowhere/run.out", "here", "parity.toml/run.out", "/proc/run.out"])
-def test_a_report_that_can_not_be_written_is_told_before_anything_runs(folder: Path, option: str, path: str) -> None:
+def test_a_report_that_can_not_be_written_is_told_before_anything_runs(parity: Parity, folder: Path, option: str, path: str) -> None:
     """No folder, the path is a folder, its folder is a file, nobody may write there."""
     (folder / "here").mkdir()
     started = folder / "started"
@@ -159,24 +193,26 @@ def test_a_report_that_can_not_be_written_is_told_before_anything_runs(folder: P
 
 
 @pytest.mark.parametrize("text", ["[stacks.x]\ncommand = 3\n", "no toml", "stacks = 1\n"])
-def test_a_parity_toml_that_is_not_sound_is_usage(tmp_path: Path, text: str) -> None:
+def test_a_parity_toml_that_is_not_sound_is_usage(parity: Parity, tmp_path: Path, text: str) -> None:
     (tmp_path / "parity.toml").write_text(text)
     one_line(parity(tmp_path, "run"), 2, "parity.toml")
 
 
-def test_waivers_toml_of_the_current_folder_is_read(folder: Path) -> None:
+def test_waivers_toml_of_the_current_folder_is_read(parity: Parity, folder: Path) -> None:
     (folder / "waivers.toml").write_text("[[waiver]]\ncheck = 'a.matmul'\n")
     one_line(parity(folder, "run", *STACKS), 2, "waivers.toml")
     (folder / "waivers.toml").write_text('[[waiver]]\ncheck = "a.matmul"\nstack = "two"\nreason = "issue 17"\nexpires = 2999-01-01\n')
     done = parity(folder, "run", "--only", "a.matmul", *STACKS, "--device", "two=NEGATED")
-    assert done.returncode == 0
+    assert done.code == 0
     assert "waived" in done.stdout
     assert "issue 17" in done.stdout
 
 
-def test_a_cuda_device_that_is_not_here_is_exit_4(tmp_path: Path) -> None:
+def test_a_cuda_device_that_is_not_here_is_exit_4(parity: Parity, tmp_path: Path) -> None:
     if Path("/dev/nvidia0").exists():
-        done = parity(tmp_path, "run", "--only", "a.matmul", "--profile", "quick", "--stacks", "torch_qlora", "--device", "torch_qlora=METAL")
+        done = parity(
+            tmp_path, "run", "--only", "a.matmul", "--profile", "quick", "--stacks", "torch_qlora", "--device", "torch_qlora=METAL"
+        )
         one_line(done, 2, "stack torch_qlora has no device 'METAL'")
         return
     done = parity(tmp_path, "run", "--only", "a.matmul", "--profile", "quick", "--stacks", "torch_qlora", "--device", "torch_qlora=CUDA")
@@ -206,14 +242,14 @@ def test_interrupting_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_coverage_prints_every_cell_of_the_project(tmp_path: Path) -> None:
+def test_coverage_prints_every_cell_of_the_project(parity: Parity, tmp_path: Path) -> None:
     done = parity(tmp_path, "coverage")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert all(check.id in done.stdout for check in registry.CHECKS)
 
 
-def test_coverage_that_differs_is_exit_4(folder: Path) -> None:
+def test_coverage_that_differs_is_exit_4(parity: Parity, folder: Path) -> None:
     """Here two more stacks are known than coverage.json has."""
     done = parity(folder, "coverage")
-    assert done.returncode == 4
+    assert done.code == 4
     assert "parity coverage --write" in done.stderr

@@ -45,7 +45,7 @@ def test_same_function_is_asked_in_float64_wherever_the_operation_has_it() -> No
 
 def test_a_question_that_is_neither_asked_nor_explained_is_refused() -> None:
     good = registry.CHECKS[0]
-    for wrong in ({}, {question: "a reason" for question in Question}):
+    for wrong in ({}, dict.fromkeys(Question, "a reason")):
         with pytest.raises(AssertionError, match=good.id):
             Check(
                 id=good.id, tier="A", title="", operations=good.operations, plans=good.plans, not_applicable=wrong, cases=good.cases

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -79,9 +78,9 @@ def test_a_snippet_shows_the_failure_again(folder: Path, device: str, question: 
 
 
 @pytest.fixture(scope="module")
-def mutant_run() -> Iterator[Run]:
+def mutant_run() -> Run:
     """A real stack with a planted bug, asked one check."""
-    yield session.run(
+    return session.run(
         Options(checks=("a.matmul_exact",), stacks=("torch_qlora",), profile="quick", mutants=("torch-bfloat16-operand",)), Progress()
     )
 
@@ -120,7 +119,9 @@ def test_shapes_are_kept(shape: tuple[int, ...]) -> None:
 
 
 def request(size: int = 4, **more: object) -> Request:
-    made = Request(op="matmul", attrs={"dtype": "float32"}, tensors={"a": np.ones((size, size), np.float32), "b": np.eye(size, dtype=np.float32)})
+    made = Request(
+        op="matmul", attrs={"dtype": "float32"}, tensors={"a": np.ones((size, size), np.float32), "b": np.eye(size, dtype=np.float32)}
+    )
     return dataclasses.replace(made, **more)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,9 @@ LOGITS = 4 * RNG.standard_normal((6, 9))
 LABELS = np.array([0, 8, -100, 3, -100, 5])
 
 
-def of(logits: np.ndarray = LOGITS, labels: np.ndarray = LABELS, *, reduction: str = "mean", ignore: int = -100, bar: float = 1.5) -> CrossEntropy:
+def of(
+    logits: np.ndarray = LOGITS, labels: np.ndarray = LABELS, *, reduction: str = "mean", ignore: int = -100, bar: float = 1.5
+) -> CrossEntropy:
     return cross_entropy(logits, labels, reduction=reduction, ignore_index=ignore, loss_bar=bar)
 
 

@@ -93,7 +93,7 @@ def test_small_blocks_are_quantised_again_whatever_bitsandbytes_answered() -> No
     whole_blocks = torch.cat((torch.zeros(32), torch.ones(32), torch.full((32,), 5e-39)))
     absmax = whole_blocks.view(-1, 32).amax(dim=1)
     answered = torch.zeros(48, dtype=torch.uint8)
-    repaired = nf4._requantize_small_blocks(answered, whole_blocks, absmax, 32)
+    repaired = nf4._requantize(answered, whole_blocks, absmax, 32)
     half = int(quantize_by_the_rule(np.full(32, 5e-39, np.float32), 32)[0][0])
     np.testing.assert_array_equal(nf4.unpack(repaired, 96).numpy(), np.repeat([7, 0, half], 32))
     assert half not in (0, 7)
