@@ -124,8 +124,10 @@ def main() -> None:
         _fail(str(error), HARNESS)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check its folder, rights and space", UNFIT)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", INTERRUPTED)
+    except SystemExit as exit_:
+        if exit_.code == INTERRUPTED:  # typer has turned Ctrl-C into this
+            _fail("interrupted; no report was written", INTERRUPTED)
+        raise
 
 
 def _fail(message: str, code: int) -> None:

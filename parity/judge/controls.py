@@ -54,19 +54,22 @@ def run(
     """
     if not passes(observed):
         return NONE
-    candidates = [(name, candidate) for name, candidate in _rearranged(observed) if surely_wrong(candidate)]
-    candidates.append(("just above", just_above))
-    missed = tuple(name for name, candidate in candidates if passes(candidate))
-    return Outcome(applied=len(candidates), caught=len(candidates) - len(missed), missed=missed)
+    outcomes = {name: passes(candidate) for name, candidate in _rearranged(observed) if surely_wrong(candidate)}
+    outcomes["just above"] = passes(just_above)
+    missed = tuple(name for name, passed in outcomes.items() if passed)
+    return Outcome(applied=len(outcomes), caught=len(outcomes) - len(missed), missed=missed)
 
 
 def _rearranged(observed: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    flat = observed.reshape(-1)
-    head = flat[:WINDOW]
-    changed = {
-        "rolled": np.roll(head, 1),
-        "negated": head ^ head.dtype.type(1) if np.issubdtype(head.dtype, np.integer) else -head,
-        "shuffled": np.random.default_rng(head.size).permutation(head),
-    }
-    for name, new_head in changed.items():
-        yield name, np.concatenate([new_head, flat[WINDOW:]]).reshape(observed.shape)
+    """Wrong tensors by name. One buffer serves them all, so each is good only until the next one is asked for."""
+    candidate = observed.copy()
+    window = candidate.reshape(-1)[:WINDOW]
+    head = window.copy()
+    yield "rolled", _put(window, np.roll(head, 1), candidate)
+    yield "negated", _put(window, head ^ head.dtype.type(1) if head.dtype.kind in "biu" else -head, candidate)
+    yield "shuffled", _put(window, np.random.default_rng(head.size).permutation(head), candidate)
+
+
+def _put(window: np.ndarray, values: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    window[:] = values
+    return candidate

@@ -100,7 +100,7 @@ def identical(tensor: str, observed: np.ndarray, expected: np.ndarray, source: s
         unit="elements that differ", bound_source=source, where=where,
         got=None if where is None else float(observed[where]), wanted=None if where is None else float(expected[where]),
         controls=controls.run(
-            passes, observed, surely_wrong=lambda candidate: candidate.tobytes() != observed.tobytes(), just_above=one_bit_off
+            passes, observed, surely_wrong=lambda candidate: not np.array_equal(_bits(candidate), _bits(observed)), just_above=one_bit_off
         ),
     )  # fmt: skip
 

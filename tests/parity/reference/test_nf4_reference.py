@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -89,6 +90,25 @@ def test_a_midpoint_takes_the_lower_code_and_the_next_float_the_upper(index: int
     midpoint = nf4.MIDPOINTS[index]
     weight = np.array([[1.0, midpoint, np.nextafter(midpoint, np.float32(2)), np.nextafter(midpoint, np.float32(-2))]], dtype=np.float32)
     np.testing.assert_array_equal(nf4.quantize(weight, 64).codes, [15, index, index + 1, index])
+
+
+def test_the_scale_is_a_multiplication_by_the_reciprocal() -> None:
+    """Within 2 ulp of a midpoint a division gives another code in some of a hundred; bitsandbytes multiplies."""
+    rng = np.random.default_rng(0)
+    absmax = rng.uniform(0.01, 3, (200, 1)).astype(np.float32)
+    values = (rng.choice(nf4.MIDPOINTS, (200, 64)) * absmax).astype(np.float32)
+    values = (values.view(np.int32) + rng.integers(-2, 3, values.shape)).astype(np.int32).view(np.float32)
+    values[:, 0] = absmax[:, 0]
+    codes = nf4.quantize(values, 64).codes.reshape(values.shape)
+    np.testing.assert_array_equal(codes.reshape(-1), nearest(values * (np.float32(1) / absmax)))
+    assert 0.01 < np.mean(codes.reshape(-1) != nearest(values / absmax)) < 0.2
+
+
+def test_the_tables_are_those_of_bitsandbytes() -> None:
+    """Every bit of both."""
+    functional = importlib.import_module("bitsandbytes.functional")
+    np.testing.assert_array_equal(nf4.VALUES, functional.get_4bit_type("nf4", device="cpu").numpy())
+    np.testing.assert_array_equal(nf4.DYNAMIC_MAP, functional.create_dynamic_map().numpy())
 
 
 def test_a_zero_block_is_all_zero() -> None:
