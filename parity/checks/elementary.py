@@ -67,10 +67,11 @@ def _judge(dtype: str) -> Callable[[Case, Sequence[Answered], float], list[Compa
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
         function, x = case.attrs["function"], case.inputs[dtype]["x"]
         declared = _declaration(answered[0], function, dtype)
-        head, tail = case.once(dtype, lambda: elementary.evaluate(function, x))
-        error = answered[0].answers[0]["y"].astype(np.float64) - head - tail  # a difference of near values is exact
+        exact = case.once(dtype, lambda: elementary.evaluate(function, x))
+        error = elementary.error_in_ulp(exact, answered[0].answers[0]["y"])
+        bound = bounds.elementary(declared, elementary.ulp(exact, dtype))
         return [
-            within("y - exact", error, np.zeros_like(head), bounds.elementary(declared, head)),
+            within("y - exact", error, np.zeros_like(error), bound, unit="ulp"),
             at_most(f"{function} as declared", declared.ulp, bounds.DECLARED_ULP_WITHOUT_WAIVER, "ulp", "a worse function needs a waiver"),
         ]
 

@@ -80,10 +80,9 @@ def sums_root_mean_square(exact: Sums, dtype: str, false_alarm: float) -> tuple[
     return scale, limit, f"root mean square over {exact.value.size} sums, false alarm {false_alarm:.1e} ({HIGHAM_MARY})"
 
 
-def elementary(declared: Elementary, exact: np.ndarray) -> Bound:
-    """What a stack declared of one function: ulp * spacing(f(x)) + absolute."""
-    spacing = np.spacing(np.abs(exact).astype(declared.dtype)).astype(np.float64)
-    limit = declared.ulp * spacing + declared.absolute
+def elementary(declared: Elementary, ulp: np.ndarray) -> Bound:
+    """What a stack declared of one function, in ulp of the exact values: ulp + absolute / one ulp."""
+    limit = declared.ulp + declared.absolute / ulp
     return Bound(limit, f"declared: {declared.ulp:g} ulp + {declared.absolute:g} on [{declared.low:g}, {declared.high:g}]")
 
 

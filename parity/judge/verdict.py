@@ -42,7 +42,7 @@ class Comparison:
         return None if self.observed == 0 else self.bound / self.observed
 
 
-def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound) -> Comparison:
+def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound, *, unit: str = "absolute difference") -> Comparison:
     """Every component of `observed` lies within `bound.limit` of `expected`."""
     _require_elements(tensor, observed)
     expected, observed64 = np.asarray(expected, dtype=np.float64), observed.astype(np.float64)
@@ -58,7 +58,7 @@ def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound
     where = _least_headroom(error, limit)
     return Comparison(
         tensor=tensor, passed=passes(observed), observed=float(error[where]), bound=float(limit[where]),
-        unit="absolute difference", bound_source=bound.source, where=where, got=float(observed64[where]), wanted=float(expected[where]),
+        unit=unit, bound_source=bound.source, where=where, got=float(observed64[where]), wanted=float(expected[where]),
         controls=controls.run(passes, observed, surely_wrong=surely_wrong, just_above=_just_above(observed64, expected, limit)),
     )  # fmt: skip
 

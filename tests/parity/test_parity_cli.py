@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import typer.main
 
-from parity import cli
+from parity import cli, session
 from parity.checks import registry
 from tests.parity.numpy_stack import CAPABILITIES, configure
 
@@ -231,15 +231,15 @@ def test_help_needs_nothing_heavy(tmp_path: Path) -> None:
     assert "Exit codes: 0 pass; 1 divergence; 2 usage" in done.stdout
 
 
-def test_interrupting_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
+def test_interrupting_is_130(parity: Parity, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
-    with pytest.raises(SystemExit) as raised:
-        cli.main()
-    assert raised.value.code == 130
-    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(session, "run", interrupted)
+    done = parity(folder, "run", "--json", "run.json")
+    assert done.code == 130
+    assert done.stderr.strip().splitlines()[-1] == "parity: interrupted; no report was written"
+    assert not (folder / "run.json").exists()
 
 
 def test_coverage_prints_every_cell_of_the_project(parity: Parity, tmp_path: Path) -> None:
