@@ -93,6 +93,14 @@ def _groups(question: Question, devices: Sequence[Device]) -> list[tuple[Device,
 def _asked(check: Check, devices: Sequence[Device]) -> list[Cell]:
     cells = []
     for plan in check.plans:
+        if plan.question is Question.SAME_FUNCTION and len(devices) == 1:
+            alone = devices[0]
+            cells.append(
+                Cell(
+                    check=check, question=plan.question, dtype=plan.dtype, stacks=(alone.info.name,), devices=(alone.name,),
+                    reason="needs two stacks, and this run has one",
+                )
+            )  # fmt: skip
         for group in _groups(plan.question, devices):
             reasons = [reason for device in group if (reason := _unable(check, plan, device))]
             cells.append(

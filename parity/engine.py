@@ -68,7 +68,8 @@ class _Asked:
     case: Case
     cells: list[Cell]
     pending: dict[tuple[str, Key], tuple[Request, Pending]]
-    errors: dict[str, str]
+    stack_errors: dict[str, str]
+    request_errors: dict[tuple[str, Key], str]
 
 
 class Engine:
@@ -78,6 +79,7 @@ class Engine:
         processes: the stacks by name.
         capabilities: what each declares.
         examples: drawn examples a check.
+        rerun: the flags of `parity run` that draw the same inputs again, for snippets.
         statistical: how many statistical comparisons the whole run plans; the confidence is divided over them.
         on_example: called after each example, for a progress bar.
         deadline: monotonic time after which nothing new is asked; None for none.
@@ -90,13 +92,14 @@ class Engine:
         *,
         examples: int,
         seed: int,
+        rerun: str,
         statistical: int,
         mutants: Sequence[str] = (),
         deadline: float | None = None,
         on_example: Callable[[], None] = lambda: None,
     ) -> None:
         self._processes, self._capabilities = processes, capabilities
-        self._examples, self._seed, self._mutants = examples, seed, tuple(mutants)
+        self._examples, self._seed, self._rerun, self._mutants = examples, seed, rerun, tuple(mutants)
         self._false_alarm = confidence.per_comparison(max(1, statistical))
         self._deadline, self._on_example = deadline, on_example
         self._harness_errors: dict[str, int] = dict.fromkeys(processes, 0)
@@ -163,29 +166,32 @@ class Engine:
         return True
 
     def _ask(self, case: Case, cells: list[Cell]) -> _Asked:
-        asked = _Asked(case, cells, {}, {})
+        asked = _Asked(case, cells, {}, {}, {})
         for cell in cells:
             assert cell.plan is not None
             for request in cell.plan.requests(case):
                 for stack in cell.stacks:
-                    if (stack, request.key()) not in asked.pending and stack not in asked.errors:
+                    if (stack, request.key()) not in asked.pending and stack not in asked.stack_errors:
                         self._submit(asked, stack, request)
         return asked
 
     def _submit(self, asked: _Asked, stack: str, request: Request) -> None:
         if self._harness_errors[stack] >= GIVE_UP_AFTER:
-            asked.errors[stack] = f"{stack}: given up on after {GIVE_UP_AFTER} failures of its worker"
+            asked.stack_errors[stack] = f"{stack}: given up on after {GIVE_UP_AFTER} failures of its worker"
             return
         try:
             pending = self._processes[stack].submit("compute", request.values(), request.sent())
             asked.pending[stack, request.key()] = (request, pending)
         except (HarnessError, RequestFailed) as error:
-            self._note(stack, error, asked)
+            self._note(stack, request.key(), error, asked)
 
-    def _note(self, stack: str, error: Exception, asked: _Asked) -> None:
-        if stack not in asked.errors:
-            asked.errors[stack] = str(error)
-            self._harness_errors[stack] += isinstance(error, HarnessError)
+    def _note(self, stack: str, key: Key, error: Exception, asked: _Asked) -> None:
+        """A stack's own error is one request's; a worker's failure is all that this example asks of it."""
+        if isinstance(error, RequestFailed):
+            asked.request_errors[stack, key] = str(error)
+        elif stack not in asked.stack_errors:
+            asked.stack_errors[stack] = str(error)
+            self._harness_errors[stack] += 1
 
     def _judge(self, asked: _Asked, tallies: Mapping[str, _Tally]) -> None:
         answers: dict[tuple[str, Key], Arrays] = {}
@@ -194,7 +200,7 @@ class Engine:
                 answer = pending.result()
                 check_answer(stack, request.op, request.attrs, request.tensors, answer.tensors)
             except (HarnessError, RequestFailed) as error:
-                self._note(stack, error, asked)
+                self._note(stack, key, error, asked)
                 continue
             self.busy[stack].append(answer.busy_ns)
             answers[stack, key] = answer.tensors
@@ -204,11 +210,12 @@ class Engine:
     def _judge_cell(self, tally: _Tally, asked: _Asked, answers: Mapping[tuple[str, Key], Arrays]) -> None:
         cell, case = tally.cell, asked.case
         assert cell.plan is not None
-        broken = [asked.errors[stack] for stack in cell.stacks if stack in asked.errors]
+        keys = [request.key() for request in cell.plan.requests(case)]
+        broken = [asked.stack_errors[stack] for stack in cell.stacks if stack in asked.stack_errors]
+        broken += [asked.request_errors[stack, key] for stack in cell.stacks for key in keys if (stack, key) in asked.request_errors]
         if broken:
             tally.error = tally.error or f"{broken[0]} (on {case.name})"
             return
-        keys = [request.key() for request in cell.plan.requests(case)]
         answered = [
             Answered(stack=stack, device=device, capabilities=self._capabilities[stack], answers=[answers[stack, key] for key in keys])
             for stack, device in zip(cell.stacks, cell.devices, strict=True)
@@ -235,7 +242,7 @@ class Engine:
             status, reason = Status.FAIL, _explain(*failure)
             assert cell.plan is not None
             snippet = reproducer.snippet(
-                cell, failure[1], failure[0], cell.plan.requests(failure[1]), seed=self._seed, mutants=self._mutants
+                cell, failure[1], failure[0], cell.plan.requests(failure[1]), rerun=self._rerun, mutants=self._mutants
             )
         elif tally.error:
             status, reason = Status.ERROR, tally.error

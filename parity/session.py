@@ -156,6 +156,7 @@ def run(options: Options, progress: Progress) -> Run:
         cells = matrix.matrix(checks, devices)
         engine = Engine(
             processes, {name: info.capabilities for name, (info, _) in chosen.items()}, examples=profile.examples, seed=seed,
+            rerun=f"--profile {options.profile} --seed {seed}",
             statistical=_statistical(cells, profile.examples), mutants=options.mutants,
             deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step,
         )  # fmt: skip

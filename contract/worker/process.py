@@ -106,6 +106,7 @@ class StackProcess:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._next_id = GREETING
         self._starts = 0
+        self._ends: dict[int, str] = {}
 
     def __enter__(self) -> StackProcess:
         self.start()
@@ -260,7 +261,8 @@ class StackProcess:
         """The answer to one request: `ok` or `need_file`; anything else raises."""
         process = self._process
         if process is None or pending.start != self._starts:
-            raise WorkerDied(f"{self.name}: the worker was ended before it could answer {pending.header['request']}")
+            what = f"the worker was ended before it could answer {pending.header['request']}"
+            raise WorkerDied(self._ends.get(pending.start, f"{self.name}: {what}"))
         while pending.request_id not in process.answered:
             if pending.request_id not in process.unanswered:
                 raise ValueError(f"the answer to request {pending.request_id} was collected before; keep it, or ask again")
@@ -301,7 +303,7 @@ class StackProcess:
     def _failed(self, error: object) -> Exception:
         if not isinstance(error, dict) or not {"class", "message", "traceback"} <= set(error):
             return self._broken("answered an error without class, message and traceback")
-        return RequestFailed(self.name, str(error["class"]), str(error["message"]), str(error["traceback"]))
+        return RequestFailed(self.name, *(_printable(str(error[part])) for part in ("class", "message", "traceback")))
 
     def _hung(self, seconds: float, what: str) -> WorkerHung:
         return WorkerHung(self._ended(f"{self.name}: took over {seconds:g} s {what}, and was killed"))
@@ -316,10 +318,16 @@ class StackProcess:
         return ProtocolBroken(self._ended(f"{self.name}: broke the protocol: {why}"))
 
     def _ended(self, message: str) -> str:
-        """Kills the worker; the message with its last words."""
+        """Kills the worker; the message with its last words, kept for requests that were still on their way to it."""
         self.kill()
         tail = self.log_tail()
-        return f"{message}; its last words:\n{tail}" if tail else message
+        self._ends[self._starts] = f"{message}; its last words:\n{tail}" if tail else message
+        return self._ends[self._starts]
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates, which JSON can carry and UTF-8 can't, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _signal(number: int) -> str:

@@ -32,43 +32,43 @@ def ask(
         return process.request("compute", {"op": op, "attrs": dict(attrs)}, tensors).tensors
 
 
-def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[Request], *, seed: int, mutants: Sequence[str]) -> str:
+def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[Request], *, rerun: str, mutants: Sequence[str]) -> str:
     """A Python program: the inputs, the question put to each stack, and what to look at."""
     lines = [
         f"# {cell.key}",
         f"# {case.name}",
         f"# {comparison.tensor}: {comparison.unit} {comparison.observed:.6g}, allowed {comparison.bound:.6g} ({comparison.bound_source})",
     ]
+    again = _command(cell, rerun, mutants)
     if not all(_spellable(request) for request in requests):
-        return "\n".join([*lines, f"# too large to spell out; run: {_command(cell, seed, mutants)}"])
+        return "\n".join([*lines, f"# too large to spell out; run: {again}"])
     lines += ["import numpy as np"]
     lines += ["from contract.worker.files import FileReference"] if any(request.references for request in requests) else []
     lines += ["from parity.find.reproducer import ask", ""]
-    names = []
+    names: list[tuple[str, str]] = []
     for stack, device in zip(cell.stacks, cell.devices, strict=True):
         for index, request in enumerate(requests):
             name = f"{stack}_{request.op}" + (f"_{index}" if [one.op for one in requests].count(request.op) > 1 else "")
-            names.append(name)
+            names.append((stack, name))
             lines += [f"{name} = ask(", f'    "{stack}", "{device}", "{request.op}", {dict(request.attrs)!r},', "    {"]
             lines += [f'        "{key}": {_spell(request, key)},' for key in request.tensors]
             lines += ["    },", *([f"    mutants={list(mutants)!r},"] if mutants else []), ")"]
-    return "\n".join([*lines, *_verdict(cell, comparison, names)])
+    return "\n".join([*lines, *_verdict(cell, comparison, names, again)])
 
 
-def _command(cell: Cell, seed: int, mutants: Sequence[str]) -> str:
+def _command(cell: Cell, rerun: str, mutants: Sequence[str]) -> str:
     devices = [f"--device {stack}={device}" for stack, device in zip(cell.stacks, cell.devices, strict=True) if device != "CPU"]
     planted = [f"--mutant {name}" for name in mutants]
-    return " ".join(["parity run --only", cell.check.id, "--stacks", ",".join(cell.stacks), *devices, *planted, f"--seed {seed}"])
+    return " ".join(["parity run --only", cell.check.id, "--stacks", ",".join(cell.stacks), *devices, *planted, rerun])
 
 
-def _verdict(cell: Cell, comparison: Comparison, names: Sequence[str]) -> list[str]:
+def _verdict(cell: Cell, comparison: Comparison, names: Sequence[tuple[str, str]], again: str) -> list[str]:
     """The last lines of a snippet: the values where they differ most, and an assertion that fails as the check did."""
-    tensor, _, stack = comparison.tensor.partition(" of ")
-    if comparison.where is None or " " in tensor:  # a root mean square, or an error
-        return [f'print("{name}", {name})' for name in names]
-    index = repr(comparison.where) if comparison.where else "()"
-    values = [f'float({name}["{tensor}"][{index}])' for name in names if name.startswith(stack)]
-    if stack or cell.question is Question.PRECISION:
+    tensor, _, only = comparison.tensor.partition(" of ")
+    if comparison.where is None or " " in tensor:  # judged as a whole, or as an error
+        return [*(f'print("{name}", {name})' for _, name in names), f"# judged by: {again}"]
+    values = [f'float({name}["{tensor}"][{comparison.where or ()}])' for stack, name in names if only in ("", stack)]
+    if only or cell.question is Question.PRECISION:
         values = [values[0], repr(comparison.wanted)]
     allowed = repr(comparison.bound)
     return [

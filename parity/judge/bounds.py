@@ -74,7 +74,7 @@ def sums_root_mean_square(exact: Sums, dtype: str, false_alarm: float) -> tuple[
     at most a third of u^2 over the binade's bottom, so the limit has a factor of 1.7 or more to spare.
     """
     k, total, squares = exact.length, exact.value, exact.squares
-    variance = squares * ((k + 1) / 2 - 1 / k + 1) + np.maximum(total * total - squares, -squares) * (k + 1) / 3
+    variance = squares * ((k + 1) / 2 - 1 / k + 1) + (total * total - squares) * (k + 1) / 3
     scale = unit_roundoff(dtype) * np.sqrt(np.maximum(variance, 0.0)) + k * smallest_normal(dtype)
     limit = float(np.sqrt(chi2.isf(false_alarm, exact.value.size) / exact.value.size))
     return scale, limit, f"root mean square over {exact.value.size} sums, false alarm {false_alarm:.1e} ({HIGHAM_MARY})"

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from contract.worker.files import replacing
 
-SCHEMA_VERSION = 1
-
 Number = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["Infinity", "-Infinity", "NaN"]}]})]
 """A float that may be no JSON number."""
 

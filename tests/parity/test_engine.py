@@ -42,6 +42,7 @@ def run(stacks: Stacks, *checks: Check, examples: int = 12, deadline: float | No
         dict.fromkeys(stacks, CAPABILITIES),
         examples=examples,
         seed=1,
+        rerun="--seed 1",
         statistical=100,
         deadline=deadline,
     )
@@ -258,7 +259,7 @@ def test_a_plan_is_asked_of_the_stacks_of_its_cell_only() -> None:
     cells = [cell for cell in cells_of(check, ["good", "other"]) if cell.stacks == ("good",)]
     engine = Engine(
         cast("Mapping[str, StackProcess]", {"good": good, "other": other}), dict.fromkeys(("good", "other"), CAPABILITIES),
-        examples=3, seed=1, statistical=1,
+        examples=3, seed=1, rerun="--seed 1", statistical=1,
     )  # fmt: skip
     engine.run(check, cells)
     assert good.asked

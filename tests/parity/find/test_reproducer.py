@@ -44,7 +44,9 @@ def cell_of(check_id: str, question: Question, stacks: tuple[str, ...] = ("one",
 
 def snippet_of(*requests: Request, comparison: Comparison = COMPARISON, cell: Cell | None = None, mutants: tuple[str, ...] = ()) -> str:
     case = Case(name="a case", inputs={})
-    return reproducer.snippet(cell or cell_of("a.matmul", Question.PRECISION), case, comparison, requests, seed=7, mutants=mutants)
+    return reproducer.snippet(
+        cell or cell_of("a.matmul", Question.PRECISION), case, comparison, requests, rerun="--seed 7", mutants=mutants
+    )
 
 
 @pytest.fixture
