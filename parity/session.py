@@ -194,9 +194,19 @@ def _devices(chosen: Mapping[str, tuple[StackInfo, str]], processes: Mapping[str
     for name, (info, device) in chosen.items():
         dtypes = _declared_dtypes(info)
         if device != info.capabilities.devices[0]:
-            dtypes &= frozenset(processes[name].request("probe").values["dtypes"])
+            dtypes &= _probed_dtypes(processes[name])
         devices.append(Device(info=info, name=device, dtypes=dtypes))
     return devices
+
+
+def _probed_dtypes(process: StackProcess) -> frozenset[str]:
+    try:
+        dtypes = process.request("probe").values.get("dtypes")
+    except RequestFailed as error:
+        raise HarnessError(f"{process.name} on {process.device} does not say what it can do: {error.message}") from None
+    if not isinstance(dtypes, list):
+        raise HarnessError(f"{process.name} on {process.device} answered probe without a list of dtypes; see docs/protocol.md")
+    return frozenset(map(str, dtypes))
 
 
 def _declared_dtypes(info: StackInfo) -> frozenset[str]:

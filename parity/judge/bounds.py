@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from contract.worker.stack import Elementary
 from parity.reference.cross_entropy import CrossEntropy
@@ -70,13 +70,13 @@ def sums_root_mean_square(exact: Sums, dtype: str, false_alarm: float) -> tuple[
         scale^2 = u^2 (Q + sum over j = 2..k of E s_j^2) = u^2 (Q + Q ((k+1)/2 - 1/k) + (S^2 - Q) (k+1)/3).
 
     Any other order (pairwise, blocked, vector lanes, fused) has smaller partial sums in that expectation. The mean of N squared
-    normal variables of variance at most 1 exceeds chi2.isf(p, N) / N with probability at most p. A rounding's real variance is
+    normal variables of variance at most 1 exceeds chi2.isf(p, N) / N, which is chdtri(N, p) / N, with probability at most p. A rounding's real variance is
     at most a third of u^2 over the binade's bottom, so the limit has a factor of 1.7 or more to spare.
     """
     k, total, squares = exact.length, exact.value, exact.squares
     variance = squares * ((k + 1) / 2 - 1 / k + 1) + (total * total - squares) * (k + 1) / 3
     scale = unit_roundoff(dtype) * np.sqrt(np.maximum(variance, 0.0)) + k * smallest_normal(dtype)
-    limit = float(np.sqrt(chi2.isf(false_alarm, exact.value.size) / exact.value.size))
+    limit = float(np.sqrt(chdtri(exact.value.size, false_alarm) / exact.value.size))
     return scale, limit, f"root mean square over {exact.value.size} sums, false alarm {false_alarm:.1e} ({HIGHAM_MARY})"
 
 

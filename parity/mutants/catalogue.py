@@ -20,6 +20,7 @@ class _Entry(BaseModel):
 
     stack: str
     what: str
+    check: str
     module: str
     find: str
     replace: str
@@ -27,11 +28,12 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A named bug of one stack."""
+    """A named bug of one stack; `check` is the cheapest one that should see it."""
 
     name: str
     stack: str
     what: str
+    check: str
     mutation: Mutation
 
 
@@ -41,7 +43,7 @@ def read_all() -> dict[str, Mutant]:
     entries = {name: _Entry.model_validate(table) for name, table in tomllib.loads(_FILE.read_text(encoding="utf-8")).items()}
     return {
         name: Mutant(
-            name=name, stack=entry.stack, what=entry.what,
+            name=name, stack=entry.stack, what=entry.what, check=entry.check,
             mutation=Mutation(module=entry.module, find=entry.find, replace=entry.replace),
         )
         for name, entry in entries.items()

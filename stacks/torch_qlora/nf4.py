@@ -54,9 +54,11 @@ def quantize(weight: torch.Tensor, block_size: int) -> Quantized:
         weight: float32, any shape.
 
     Raises:
-        ValueError: a block size that NF4 kernels lack.
+        ValueError: a block size that NF4 kernels lack, or a weight that is not finite.
     """
     require_block_size(block_size)
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("nf4: the weight holds NaN or infinity, which NF4 can't; look for the layer that overflowed")
     elements = weight.numel()
     whole_blocks = _pad_to_whole_blocks(weight.reshape(-1), block_size)
     packed, state = functional.quantize_4bit(whole_blocks, blocksize=block_size, quant_type="nf4")

@@ -1,0 +1,82 @@
+"""Every planted bug is caught by the check that should see it, on the real stacks, with a snippet that shows it again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract.errors import UserError
+from contract.worker import discover
+from contract.worker.process import StackProcess
+from parity.checks import registry
+from parity.checks.check import Case
+from parity.mutants import catalogue
+from parity.report.record import Result, Run, Status
+from parity.session import Options, Progress, run
+
+GUARD_OFF = "torch-dequantize-guard-off"
+DEFECT = "bitsandbytes-cpu-dequantize-shape"
+
+
+def gate(name: str) -> Run:
+    mutant = catalogue.read(name)
+    return run(Options(checks=(mutant.check,), profile="quick", mutants=(name,)), Progress())
+
+
+def failures(record: Run) -> list[Result]:
+    return [result for result in record.results if result.status is Status.FAIL]
+
+
+@pytest.mark.parametrize("name", [name for name in catalogue.read_all() if name != GUARD_OFF])
+def test_a_planted_bug_is_caught(name: str, tmp_path: Path) -> None:
+    mutant, record = catalogue.read(name), gate(name)
+    assert record.exit_code == 1
+    assert failures(record)
+    for failure in failures(record):
+        assert mutant.stack in failure.stacks
+        assert failure.id == mutant.check
+        assert "ask(" in failure.snippet, "the failure was not shrunk to something that can be spelt out"
+    shown = subprocess.run(
+        [sys.executable, "-c", failures(record)[0].snippet], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+    assert "AssertionError" in shown.stderr
+
+
+def test_without_the_guard_a_defect_of_bitsandbytes_shows_and_shrinks() -> None:
+    info = discover.discover()["torch_qlora"]
+    with StackProcess(info.name, info.command, "CPU") as process:
+        shows_here = process.request("probe").values["defects"][DEFECT]
+    record = gate(GUARD_OFF)
+    if not shows_here:
+        assert record.exit_code == 0, "this CPU's kernel is right, so without the guard nothing may differ"
+        return
+    assert record.exit_code == 1
+    for failure in failures(record):
+        assert "8 x 16, block 64" in failure.reason, f"{failure.reason}: not the smallest layout that shows the defect"
+
+
+def test_every_mutant_names_a_check_and_a_stack() -> None:
+    checks = {check.id for check in registry.CHECKS}
+    stacks = set(discover.discover())
+    for mutant in catalogue.read_all().values():
+        assert mutant.check in checks
+        assert mutant.stack in stacks
+
+
+def test_an_unknown_mutant_is_refused() -> None:
+    with pytest.raises(UserError, match="there is no mutant 'typo'; allowed: "):
+        catalogue.read("typo")
+
+
+def test_the_smallest_layout_that_shows_the_defect_is_drawn() -> None:
+    """So that the assertion above is about shrinking: (8, 16) in blocks of 64 stands before every larger such layout."""
+    from parity.checks import nf4
+
+    at_risk = [layout for layout in nf4.LAYOUTS if layout[1] % layout[2] and layout[1] % 16 == 0]
+    assert min(at_risk, key=lambda layout: np.prod(layout[:2])) == (8, 16, 64)
+    assert isinstance(nf4._packed_case("", (8, 16, 64), np.zeros(64, np.uint8), np.ones(2, np.float32)), Case)
