@@ -218,12 +218,11 @@ def _unnest(case: Case) -> dict[str, np.ndarray]:
 
 
 def _dequantize(case: Case) -> dict[str, np.ndarray]:
-    return {"weight": _plain_weight(case)}
-
-
-def _plain_weight(case: Case) -> np.ndarray:
+    if case.real is not None:
+        return {"weight": real_weights.dequantized(case.real)}
     tensors, attrs = case.inputs["float32"], case.attrs
-    return nf4.dequantize(tensors["packed"], tensors["absmax"], attrs["block_size"], (attrs["out_features"], attrs["in_features"]))
+    shape = (attrs["out_features"], attrs["in_features"])
+    return {"weight": nf4.dequantize(tensors["packed"], tensors["absmax"], attrs["block_size"], shape)}
 
 
 def _offset_requests(case: Case) -> tuple[Request, ...]:

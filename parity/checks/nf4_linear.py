@@ -26,15 +26,15 @@ def _drawn(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(seed)
     weight = nf4_checks.WEIGHTS[kind](rng, np.empty((-(-layout[0] * layout[1] // layout[2]), layout[2]))).astype(np.float32)
     codes = nf4.quantize(weight.reshape(-1)[: layout[0] * layout[1]].reshape(layout[:2]), layout[2])
-    return _case(f"{layout[0]} x {layout[1]}, block {layout[2]}, {kind}, seed {seed}", rng, codes, layout)
+    dequantized = nf4.dequantize(codes.packed, codes.absmax, layout[2], layout[:2])
+    return _case(f"{layout[0]} x {layout[1]}, block {layout[2]}, {kind}, seed {seed}", rng, codes, dequantized, layout)
 
 
-def _case(name: str, rng: np.random.Generator, codes: nf4.Quantized, layout: tuple[int, int, int]) -> Case:
+def _case(name: str, rng: np.random.Generator, codes: nf4.Quantized, weight: np.ndarray, layout: nf4_checks.Layout) -> Case:
     rows, columns, block_size = layout
     activations = strategies.by_dtype(
         {"x": rng.standard_normal((TOKENS, columns)), "y_bar": rng.standard_normal((TOKENS, rows)), "bias": rng.standard_normal(rows)}
     )
-    weight = nf4.dequantize(codes.packed, codes.absmax, block_size, (rows, columns))
     activations["float32"] |= {"packed": codes.packed, "absmax": codes.absmax, "weight": weight}
     activations["float64"] |= {"weight": weight.astype(np.float64)}
     return Case(name=name, inputs=activations, attrs={"block_size": block_size, "out_features": rows, "in_features": columns})
@@ -44,7 +44,8 @@ def _real() -> Iterator[Case]:
     for index, reference in enumerate(real_weights.references()):
         rows, columns = real_weights.weight(reference).shape
         layout = (rows, columns, real_weights.BLOCK_SIZE)
-        case = _case("", np.random.default_rng(index), real_weights.quantized(reference), layout)
+        rng = np.random.default_rng(index)
+        case = _case("", rng, real_weights.quantized(reference), real_weights.dequantized(reference), layout)
         yield Case(name=f"{real_weights.MODEL} {reference.tensor}", inputs=case.inputs, attrs=case.attrs, real=reference)
 
 

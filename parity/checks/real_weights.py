@@ -45,3 +45,10 @@ def weight(reference: FileReference) -> np.ndarray:
 def quantized(reference: FileReference) -> nf4.Quantized:
     """The weight's NF4 codes by the reference, for checks that begin with quantised weights."""
     return nf4.quantize(weight(reference), BLOCK_SIZE)
+
+
+@lru_cache(maxsize=32)
+def dequantized(reference: FileReference) -> np.ndarray:
+    """The weight after NF4 by the reference, float32 [out_features, in_features]."""
+    codes, rows_columns = quantized(reference), weight(reference).shape
+    return nf4.dequantize(codes.packed, codes.absmax, BLOCK_SIZE, (rows_columns[0], rows_columns[1]))

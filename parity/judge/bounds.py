@@ -70,8 +70,8 @@ def sums_root_mean_square(exact: Sums, dtype: str, false_alarm: float) -> tuple[
         scale^2 = u^2 (Q + sum over j = 2..k of E s_j^2) = u^2 (Q + Q ((k+1)/2 - 1/k) + (S^2 - Q) (k+1)/3).
 
     Any other order (pairwise, blocked, vector lanes, fused) has smaller partial sums in that expectation. The mean of N squared
-    normal variables of variance at most 1 exceeds chi2.isf(p, N) / N, which is chdtri(N, p) / N, with probability at most p. A rounding's real variance is
-    at most a third of u^2 over the binade's bottom, so the limit has a factor of 1.7 or more to spare.
+    normal variables of variance at most 1 exceeds chi2.isf(p, N) / N, which is chdtri(N, p) / N, with probability at most p. A
+    rounding's real variance is at most about a third of u^2, so the limit has a factor of 1.7 or more to spare.
     """
     k, total, squares = exact.length, exact.value, exact.squares
     variance = squares * ((k + 1) / 2 - 1 / k + 1) + (total * total - squares) * (k + 1) / 3
