@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ class Reply(BaseModel):
 
 
 class Stack(Protocol):
-    """A stack inside its worker process.
+    """A stack inside its worker process, made by a factory (device, channel) that the worker names to `serve`.
 
     Requests that it lacks need no method: the worker answers NotSupported for them.
     """
@@ -42,10 +42,6 @@ class Stack(Protocol):
 
     def compute(self, op: str, attrs: Attributes, tensors: Tensors) -> Reply:
         """One operation of `contract.worker.operations`, on host arrays, into host arrays."""
-
-
-StackFactory = Callable[[str], Stack]
-"""Makes the stack for one device (CPU, CUDA, WEBGPU, ...)."""
 
 
 class Elementary(BaseModel):
