@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.errors import UserError
 from contract.worker.discover import StackInfo
 from contract.worker.files import replacing
 from contract.worker.operations import OPERATIONS
@@ -65,7 +66,10 @@ def coverage(cells: Iterable[Cell]) -> dict[str, str]:
 
 def read_coverage() -> dict[str, str]:
     """The matrix that the project has, for its own stacks on their default devices."""
-    recorded: dict[str, str] = json.loads(COVERAGE_FILE.read_text(encoding="utf-8"))
+    try:
+        recorded: dict[str, str] = json.loads(COVERAGE_FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{COVERAGE_FILE} can't be read ({error}); restore it, or write it anew: parity coverage --write") from None
     return recorded
 
 

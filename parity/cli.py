@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -44,15 +47,15 @@ def run(
         tiers=_words(tier), checks=tuple(only or ()), stacks=_words(stacks), devices=_devices(device or []), profile=profile, seed=seed,
         time_budget=time_budget, mutants=tuple(mutant or ()),
     )  # fmt: skip
-    for path in (json, junit):
-        _require_writable(path)
+    _require_writable(json, junit)
     with terminal.progress() as progress:
         result = session.run(options, progress)
-    table.show(result, terminal.console())
     if json is not None:
         record.write(result, json)
     if junit is not None:
         junit_report.write(result, junit)
+    with terminal.despite_a_closed_pipe():
+        table.show(result, terminal.console())
     raise typer.Exit(result.exit_code)
 
 
@@ -95,23 +98,27 @@ def _devices(pairs: list[str]) -> dict[str, str]:
     return devices
 
 
-def _require_writable(path: Path | None) -> None:
-    """Tries to make a file beside `path`, so that a run of minutes does not end in an error."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give a file's name in it")
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}); make its folder, or give another") from None
+def _require_writable(*paths: Path | None) -> None:
+    """Tries to make a file beside each path, so that a run of minutes does not end in an error."""
+    given = [path for path in paths if path is not None]
+    if len({path.resolve() for path in given}) < len(given):
+        raise UserError(f"{given[0]} is named for two reports; give each a file of its own")
+    for path in given:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is a folder or a device; give the name of a file")
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.resolve().parent):
+                pass
+        except OSError as error:
+            raise UserError(f"{path} can't be written ({error.strerror}); make its folder, or give another") from None
 
 
 def main() -> None:
     """Entry point: one line for what a user can get wrong, and the right exit code."""
     from contract.worker.answers import HarnessError
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
     try:
         app()
     except MissingError as error:
@@ -128,6 +135,14 @@ def main() -> None:
         if exit_.code == INTERRUPTED:  # typer has turned Ctrl-C into this
             _fail("interrupted; no report was written", INTERRUPTED)
         raise
+    except Exception:
+        traceback.print_exc()
+        _fail("this is a bug in parity, and says nothing of the stacks; please report it with the lines above", HARNESS)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends as Ctrl-C does, so that workers and their folders go too."""
+    raise SystemExit(128 + number)
 
 
 def _fail(message: str, code: int) -> None:

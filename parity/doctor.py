@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from contract.errors import MissingError
+from contract.errors import UserError
 from contract.model import zoo
 from contract.worker import discover
 from contract.worker.answers import HarnessError, RequestFailed
@@ -159,8 +159,8 @@ def _defects(devices: tuple[DeviceReport, ...]) -> Iterator[DefectReport]:
 def _model() -> tuple[str, list[str]]:
     try:
         folder = zoo.locate(real_weights.MODEL)
-    except MissingError as error:
-        return "not fetched", [str(error)]
+    except UserError as error:
+        return "not there, or damaged", [str(error)]
     return f"{real_weights.MODEL} in {folder.path}", []
 
 

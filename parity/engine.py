@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 import hypothesis
 import numpy as np
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
-from contract.errors import MissingError
+from contract.errors import UserError
 from contract.worker.answers import HarnessError, RequestFailed, check_answer
+from contract.worker.files import cache_folder
 from contract.worker.process import Pending, StackProcess
 from contract.worker.stack import Capabilities
 from parity.cells import Cell
@@ -25,6 +27,8 @@ from parity.find import reproducer
 from parity.judge import confidence, controls
 from parity.judge.verdict import Comparison
 from parity.report.record import Controls, Result, Status, TensorResult
+
+set_hypothesis_home_dir(cache_folder() / "hypothesis")  # not into the folder that the user happens to be in
 
 SHRINK_SECONDS = 20.0
 SHRINK_EXAMPLES = 200
@@ -133,7 +137,7 @@ class Engine:
         try:
             for case in check.fixed_cases() if check.fixed_cases else ():
                 example(case)
-        except MissingError as error:
+        except UserError as error:
             missing = str(error)
         _draw(check, example, self._examples, self._seed, (Phase.generate,))
         while waiting:
@@ -239,7 +243,7 @@ class Engine:
         shown = failure[0] if failure else _tightest(tally)
         snippet = ""
         if failure is not None:
-            status, reason = Status.FAIL, _explain(*failure)
+            status, reason = Status.FAIL, _explain(cell, *failure)
             assert cell.plan is not None
             snippet = reproducer.snippet(
                 cell, failure[1], failure[0], cell.plan.requests(failure[1]), rerun=self._rerun, mutants=self._mutants
@@ -293,9 +297,10 @@ def _tightest(tally: _Tally) -> Comparison | None:
     return min((comparison for comparison, _ in tally.worst.values()), key=_headroom, default=None)
 
 
-def _explain(comparison: Comparison, case: Case) -> str:
+def _explain(cell: Cell, comparison: Comparison, case: Case) -> str:
     where = f"{list(comparison.where)}" if comparison.where else ""
-    values = "" if comparison.got is None else f"got {comparison.got:.9g}, wanted {comparison.wanted:.9g}; "
+    names = cell.stacks if len(cell.stacks) > 1 and " of " not in comparison.tensor else ("got", "wanted")
+    values = "" if comparison.got is None else f"{names[0]} {comparison.got:.9g}, {names[1]} {comparison.wanted:.9g}; "
     difference = f"{comparison.unit} {comparison.observed:.4g}, allowed {comparison.bound:.4g}"
     return f"{comparison.tensor}{where}: {values}{difference} (on {case.name})"
 

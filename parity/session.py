@@ -69,6 +69,9 @@ def select_checks(tiers: Sequence[str], ids: Sequence[str]) -> tuple[Check, ...]
     for check_id in ids:
         if check_id not in known:
             raise UserError(f"there is no check {check_id!r}; allowed: {', '.join(known)}")
+    for check in registry.CHECKS:
+        if check.id in ids and tiers and check.tier not in tiers:
+            raise UserError(f"check {check.id} is of tier {check.tier}; --tier names {', '.join(tiers)}")
     return tuple(check for check in registry.CHECKS if (not tiers or check.tier in tiers) and (not ids or check.id in ids))
 
 
@@ -114,12 +117,17 @@ def started(chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] 
         )
         for name, (info, device) in chosen.items()
     }  # fmt: skip
+    pool = ThreadPoolExecutor(max_workers=max(1, len(processes)))
     try:
-        with ThreadPoolExecutor(max_workers=max(1, len(processes))) as pool:
-            for starting in [pool.submit(_start, process) for process in processes.values()]:
-                starting.result()
+        for starting in [pool.submit(_start, process) for process in processes.values()]:
+            starting.result()
         yield processes
+    except BaseException:
+        for process in processes.values():
+            process.kill()  # one that is still starting would keep the others, and the user, waiting
+        raise
     finally:
+        pool.shutdown(wait=True, cancel_futures=True)
         for process in processes.values():
             process.close()
 
@@ -148,7 +156,7 @@ def run(options: Options, progress: Progress) -> Run:
     checks = select_checks(options.tiers, options.checks)
     chosen = select_stacks(discover.discover(), options.stacks, options.devices or {})
     _require_stacks_of_mutants(options.mutants, chosen)
-    accepted = waivers.read(options.waiver_file)
+    accepted, recorded = waivers.read(options.waiver_file), matrix.read_coverage()
     progress.doing("starting the stacks")
     with started(chosen, options.mutants) as processes:
         ready = time.monotonic()
@@ -160,14 +168,14 @@ def run(options: Options, progress: Progress) -> Run:
             statistical=_statistical(cells, profile.examples), mutants=options.mutants,
             deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step,
         )  # fmt: skip
-        progress.total(profile.examples * len(checks))
+        progress.total(sum(profile.examples + check.fixed_count for check in checks))
         results = []
         for check in checks:
             progress.doing(f"{check.id}: {check.title}")
             results += engine.run(check, [cell for cell in cells if cell.check is check and cell.plan is not None])
         asked = time.monotonic()
     results += [_explained(cell) for cell in cells if cell.plan is None]
-    results += _lost(cells, devices, options)
+    results += _lost(recorded, cells, devices, options)
     final, problems = _waive(results, accepted, options, set(chosen), {check.id for check in checks}, started_at.date())
     return Run(
         twostack=importlib.metadata.version("twostack"), started=started_at.isoformat(timespec="seconds"),
@@ -184,7 +192,9 @@ def run(options: Options, progress: Progress) -> Run:
 
 def coverage_of_all() -> dict[str, str]:
     """The matrix of every check and every known stack on its default device."""
-    devices = [Device(info=info, name=info.capabilities.devices[0], dtypes=_declared_dtypes(info)) for info in discover.discover().values()]
+    devices = [
+        Device(info=info, name=info.capabilities.devices[0], dtypes=_declared_dtypes(info)) for info in discover.installed().values()
+    ]
     return matrix.coverage(matrix.matrix(registry.CHECKS, devices))
 
 
@@ -226,13 +236,8 @@ def _statistical(cells: Sequence[Cell], examples: int) -> int:
     count = 0
     for cell in cells:
         if cell.plan is not None and cell.plan.statistical:
-            fixed = FIXED_CASES_AT_MOST if cell.check.fixed_cases else 0
-            count += cell.plan.statistical * (examples + fixed)
+            count += cell.plan.statistical * (examples + cell.check.fixed_count)
     return count
-
-
-FIXED_CASES_AT_MOST = 32
-"""More than any check has; the confidence is divided over this many."""
 
 
 def _explained(cell: Cell) -> Result:
@@ -246,10 +251,10 @@ def _without_answer(check_id: str, tier: str, title: str, cell: Cell, status: St
     )  # fmt: skip
 
 
-def _lost(cells: Sequence[Cell], devices: Sequence[Device], options: Options) -> list[Result]:
+def _lost(recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[Device], options: Options) -> list[Result]:
     """Cells of coverage.json that were asked for and no longer exist."""
     results = []
-    for key in matrix.lost(matrix.read_coverage(), cells, devices):
+    for key in matrix.lost(recorded, cells, devices):
         check_id, question, dtype, who = key.split(" | ")
         tier = check_id.partition(".")[0].upper()
         if (options.tiers and tier not in options.tiers) or (options.checks and check_id not in options.checks):

@@ -267,5 +267,8 @@ def _open(name: str, path: Path, sha256: str | None) -> ModelFolder:
     for needed in (path / "config.json", weights):
         if not needed.is_file():
             raise UserError(f"{path} of {name} has no {needed.name}; a checkpoint with its weights in one safetensors file is needed")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'} is damaged ({error}); run: {_command(name, None)} --force") from None
     return ModelFolder(path=path, weights=weights, sha256=sha256 or files.sha256_of(weights), config=config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -51,16 +52,23 @@ def discover(configuration: Path | None = None) -> dict[str, StackInfo]:
     Raises:
         UserError: parity.toml or a capabilities file is not sound.
     """
-    stacks = {}
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        path = _beside(entry.value)
-        stacks[entry.name] = StackInfo(
-            name=entry.name, command=(sys.executable, "-m", entry.value), capabilities=_read_capabilities(entry.name, path)
-        )
+    stacks = installed()
     path = configuration or Path("parity.toml")
     if configuration is not None or path.exists():
         stacks |= _configured(path)
     return dict(sorted(stacks.items()))
+
+
+def installed() -> dict[str, StackInfo]:
+    """The stacks that installed distributions bring, by entry point."""
+    return {
+        entry.name: StackInfo(
+            name=entry.name,
+            command=(sys.executable, "-m", entry.value),
+            capabilities=_read_capabilities(entry.name, _beside(entry.value)),
+        )
+        for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS))
+    }
 
 
 def version(package: str) -> str | None:
@@ -70,13 +78,18 @@ def version(package: str) -> str | None:
 
 def _configured(path: Path) -> dict[str, StackInfo]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("stacks", {})
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read ({error}); give a TOML file with tables [stacks.NAME]") from None
+    if set(content) - {"stacks"}:
+        raise UserError(f"{path}: unknown {sorted(set(content) - {'stacks'})}; allowed: tables [stacks.NAME]")
+    tables = content.get("stacks", {})
     if not isinstance(tables, dict):
         raise UserError(f"{path}: stacks is {tables!r}; give tables [stacks.NAME]")
     stacks = {}
     for name, table in tables.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise UserError(f"{path}: a stack is named {name!r}; names are of letters, digits, '_', '.' and '-'")
         if not isinstance(table, dict) or set(table) != {"command", "capabilities"}:
             got = sorted(table) if isinstance(table, dict) else repr(table)
             raise UserError(f"{path}: [stacks.{name}] has {got}; give command = [words] and capabilities = 'file.json', nothing else")

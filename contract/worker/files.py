@@ -43,6 +43,7 @@ def cache_folder() -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes `path`'s place whole, or not at all: temporary, fsync, rename."""
+    path = path.resolve()  # a link keeps pointing where it did
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -21,6 +21,9 @@ from types import MappingProxyType
 
 import numpy as np
 
+WORK_DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""What `dtype` may be."""
+
 NESTED_BLOCK_SIZE = 256
 """Blocks of absmax that share one nested absmax (QLoRA, arXiv:2305.14314, section 3)."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from contract.worker.operations import OPERATIONS, WORK_DTYPES
 
 Tensors = Mapping[str, np.ndarray]
 Attributes = Mapping[str, Any]
@@ -69,12 +71,24 @@ class Capabilities(BaseModel):
     protocol: Literal[1]
     lane: Literal["production", "research"]
     extra: str = Field(description="the extra of the distribution that installs the stack")
-    packages: tuple[str, ...] = Field(description="distributions whose versions belong into every report")
-    devices: tuple[str, ...] = Field(description="the first one is the default")
+    packages: tuple[Annotated[str, Field(min_length=1)], ...] = Field(description="distributions whose versions belong into every report")
+    devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")], ...] = Field(
+        min_length=1, description="the first one is the default"
+    )
     requests: tuple[str, ...]
     operations: dict[str, tuple[str, ...]] = Field(description="operation -> dtypes that it computes in")
     nf4_block_sizes: tuple[int, ...] = ()
     elementary: tuple[Elementary, ...] = ()
+
+    @field_validator("operations")
+    @classmethod
+    def _known(cls, operations: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, dtypes in operations.items():
+            if name not in OPERATIONS:
+                raise ValueError(f"there is no operation {name!r}; allowed: {', '.join(OPERATIONS)}")
+            if not set(dtypes) <= set(WORK_DTYPES):
+                raise ValueError(f"{name}: dtypes are {list(dtypes)}; allowed: {', '.join(WORK_DTYPES)}")
+        return operations
 
     def elementary_on(self, device: str) -> tuple[Elementary, ...]:
         """The declarations that hold on a device."""

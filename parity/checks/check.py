@@ -120,6 +120,7 @@ class Check:
     operations:      what a stack must declare to be asked
     cases:           strategy of drawn inputs
     fixed_cases:     inputs that every run must cover: real weights, dense grids
+    fixed_count:     how many those are
     zoom:            the part of a case around a failing component, where the operation allows one to be taken
     """
 
@@ -131,6 +132,7 @@ class Check:
     not_applicable: Mapping[Question, str]
     cases: SearchStrategy[Case]
     fixed_cases: Callable[[], Iterator[Case]] | None = None
+    fixed_count: int = 0
     zoom: Callable[[Case, tuple[int, ...]], Case] | None = None
 
     def __post_init__(self) -> None:

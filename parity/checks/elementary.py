@@ -72,6 +72,13 @@ def _judge(dtype: str) -> Callable[[Case, Sequence[Answered], float], list[Compa
         bound = bounds.elementary(declared, elementary.ulp(exact, dtype))
         return [
             within("y - exact", error, np.zeros_like(error), bound, unit="ulp"),
+            at_most(
+                f"absolute error of {function} as declared",
+                declared.absolute / bounds.smallest_normal(dtype),
+                bounds.DECLARED_ULP_WITHOUT_WAIVER,
+                "smallest normal numbers",
+                "a worse function needs a waiver",
+            ),
             at_most(f"{function} as declared", declared.ulp, bounds.DECLARED_ULP_WITHOUT_WAIVER, "ulp", "a worse function needs a waiver"),
         ]
 
@@ -96,7 +103,7 @@ def _plan(function: str, dtype: str) -> Plan:
 CHECKS: tuple[Check, ...] = tuple(
     Check(
         id=f"a.{function}", tier="A", title=f"{function}, no worse than declared", operations=("elementary",), cases=_drawn(function),
-        fixed_cases=_dense(function), zoom=_zoom, plans=(_plan(function, "float32"), _plan(function, "float64")),
+        fixed_cases=_dense(function), fixed_count=1, zoom=_zoom, plans=(_plan(function, "float32"), _plan(function, "float64")),
         not_applicable={
             Question.SAME_FUNCTION: "each stack is held against the exact value in float64 too",
             Question.FAST_PATH: "a stack has one path for this operation",

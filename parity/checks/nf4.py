@@ -23,6 +23,8 @@ LAYOUTS: tuple[Layout, ...] = (
 """(out_features, in_features, block size): whole blocks and tails, odd counts, a last dimension that is a multiple of
 16 and not of the block, more than 256 blocks."""
 
+HARD_LAYOUTS: tuple[Layout, ...] = ((64, 64, 64), (13, 8, 64), (130, 160, 64))
+HARD_SEEDS = 3
 ABSMAX_COUNTS = (1, 7, 256, 257, 700)
 
 NF4_ARITHMETIC = "bit for bit: NF4 is defined by its float32 roundings (arXiv:2305.14314)"
@@ -89,7 +91,7 @@ def _weight_case(layout: Layout, kind: str, seed: int) -> Case:
 
 def _hard_and_real_weights() -> Iterator[Case]:
     """Every threshold approached from both sides, in whole blocks and in a tail; then a real checkpoint's weights."""
-    for layout in ((64, 64, 64), (13, 8, 64), (130, 160, 64)):
+    for layout in HARD_LAYOUTS:
         yield _weight_case(layout, "near midpoints", 0)
     for reference in real_weights.references():
         yield Case(
@@ -171,7 +173,7 @@ def _absmax_case(name: str, absmax: np.ndarray, *, offset: np.ndarray | None = N
 
 def _hard_and_real_absmax() -> Iterator[Case]:
     """Every threshold of the dynamic map approached from both sides; then a real checkpoint's absmax."""
-    for seed in range(3):
+    for seed in range(HARD_SEEDS):
         yield _near_dynamic_midpoints(np.random.default_rng(seed), 700)
     for reference in real_weights.references():
         case = _absmax_case(f"{real_weights.MODEL} {reference.tensor}", real_weights.quantized(reference).absmax)
@@ -254,10 +256,11 @@ _OFFSET_PLANS = (
 
 
 def _check(
-    id: str, title: str, op: str, plans: tuple[Plan, ...], cases: st.SearchStrategy[Case], real: Callable[[], Iterator[Case]]
+    id: str, title: str, op: str, plans: tuple[Plan, ...], cases: st.SearchStrategy[Case], fixed: Callable[[], Iterator[Case]], hard: int
 ) -> Check:
     return Check(
-        id=id, tier="B", title=title, operations=(op,), plans=plans, cases=cases, fixed_cases=real,
+        id=id, tier="B", title=title, operations=(op,), plans=plans, cases=cases, fixed_cases=fixed,
+        fixed_count=hard + real_weights.COUNT,
         not_applicable={Question.FAST_PATH: NO_FAST_PATH},
     )  # fmt: skip
 
@@ -265,19 +268,22 @@ def _check(
 CHECKS: tuple[Check, ...] = (
     _check(
         "b.quantize", "NF4 codes, packing and absmax", "nf4_quantize",
-        _bit_exact("nf4_quantize", ("weight",), _quantize), _weights(), _hard_and_real_weights,
+        _bit_exact("nf4_quantize", ("weight",), _quantize), _weights(), _hard_and_real_weights, len(HARD_LAYOUTS),
     ),
-    _check("b.offset", "the mean that double quantisation takes off absmax", "nf4_offset", _OFFSET_PLANS, _absmax(), _hard_and_real_absmax),
+    _check(
+        "b.offset", "the mean that double quantisation takes off absmax", "nf4_offset",
+        _OFFSET_PLANS, _absmax(), _hard_and_real_absmax, HARD_SEEDS,
+    ),
     _check(
         "b.nest", "8-bit codes of absmax, given the offset", "nf4_nest",
-        _bit_exact("nf4_nest", ("absmax", "offset"), _nest), _absmax(), _hard_and_real_absmax,
+        _bit_exact("nf4_nest", ("absmax", "offset"), _nest), _absmax(), _hard_and_real_absmax, HARD_SEEDS,
     ),
     _check(
         "b.unnest", "absmax from its 8-bit codes", "nf4_unnest",
-        _bit_exact("nf4_unnest", ("absmax_codes", "nested_absmax", "offset"), _unnest), _absmax(), _hard_and_real_absmax,
+        _bit_exact("nf4_unnest", ("absmax_codes", "nested_absmax", "offset"), _unnest), _absmax(), _hard_and_real_absmax, HARD_SEEDS,
     ),
     _check(
         "b.dequantize", "the dequantised weight", "nf4_dequantize",
-        _bit_exact("nf4_dequantize", ("packed", "absmax"), _dequantize), _packed(), _real_packed,
+        _bit_exact("nf4_dequantize", ("packed", "absmax"), _dequantize), _packed(), _real_packed, 0,
     ),
 )  # fmt: skip

@@ -100,7 +100,7 @@ def _fast_path(case: Case, answered: Sequence[Answered], false_alarm: float) -> 
 CHECKS: tuple[Check, ...] = (
     Check(
         id="b.linear", tier="B", title="an NF4 weight through an LM-shaped linear, and its gradient", operations=("nf4_linear", "linear"),
-        cases=_drawn(), fixed_cases=_real, not_applicable={},
+        cases=_drawn(), fixed_cases=_real, fixed_count=real_weights.COUNT, not_applicable={},
         plans=(
             Plan(
                 question=Question.SAME_FUNCTION, dtype="float64", requests=lambda case: (_plain("float64")(case),), judge=_same_function

@@ -7,13 +7,16 @@ from functools import lru_cache
 
 import numpy as np
 
+from contract.errors import MissingError
 from contract.model import zoo
 from contract.worker import files
-from contract.worker.files import FileReference
+from contract.worker.files import FileNeeded, FileReference
 from parity.reference import nf4
 
 MODEL = "smollm2-135m"
 BLOCK_SIZE = 64
+COUNT = 22
+"""How many weights `references` gives: seven linears of three blocks, and the head."""
 
 _LINEARS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -37,8 +40,15 @@ def references() -> Iterator[FileReference]:
 
 @lru_cache(maxsize=1)
 def weight(reference: FileReference) -> np.ndarray:
-    """The weight, float32 [out_features, in_features]."""
-    return files.load(reference)
+    """The weight, float32 [out_features, in_features].
+
+    Raises:
+        MissingError: the file's content is not what was fetched.
+    """
+    try:
+        return files.load(reference)
+    except FileNeeded:
+        raise MissingError(f"{reference.path} is damaged (its SHA-256 is another); run: finetune fetch {MODEL} --force") from None
 
 
 @lru_cache(maxsize=32)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from contract.errors import UserError
 from contract.worker.discover import discover
 from contract.worker.files import FileReference
 from contract.worker.process import StackProcess
@@ -27,8 +28,11 @@ def ask(
     mutants: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """One operation of one stack, in a worker of its own (what a snippet calls)."""
+    known = discover()
+    if stack not in known:
+        raise UserError(f"there is no stack {stack!r} here; run this in the folder whose parity.toml names it")
     mutations = [catalogue.read(name).mutation for name in mutants if catalogue.read(name).stack == stack]
-    with StackProcess(stack, discover()[stack].command, device, mutations=mutations) as process:
+    with StackProcess(stack, known[stack].command, device, mutations=mutations) as process:
         return process.request("compute", {"op": op, "attrs": dict(attrs)}, tensors).tensors
 
 
@@ -70,10 +74,11 @@ def _verdict(cell: Cell, comparison: Comparison, names: Sequence[tuple[str, str]
     values = [f'float({name}["{tensor}"][{comparison.where or ()}])' for stack, name in names if only in ("", stack)]
     if only or cell.question is Question.PRECISION:
         values = [values[0], repr(comparison.wanted)]
+    first, second = ("got", "wanted") if only or cell.question is not Question.SAME_FUNCTION else cell.stacks
     allowed = repr(comparison.bound)
     return [
         f"got, wanted = {values[0]}, {values[1]}",
-        f'print("{tensor}{list(comparison.where)}: got", got, "wanted", wanted, "allowed difference", {allowed})',
+        f'print("{tensor}{list(comparison.where)}: {first}", got, "{second}", wanted, "allowed difference", {allowed})',
         f"assert abs(got - wanted) <= {allowed}",
     ]
 

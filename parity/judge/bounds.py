@@ -18,7 +18,9 @@ from parity.reference.products import Sums
 HIGHAM = "Higham 2002, eq. 3.5"
 HIGHAM_MARY = "Higham & Mary 2020, thm 2.8, with this data's partial sums"
 DECLARED_ULP_WITHOUT_WAIVER = 8.0
-"""An elementary function declared worse than this is a finding, so that no declaration buys a pass (docs/theory.md)."""
+"""An elementary function declared worse than this is a finding, so that no declaration buys a pass (docs/theory.md).
+
+In ulp; and for the absolute part, which is there for flushed subnormal results, in smallest normal numbers of the dtype."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import datetime
 import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.errors import UserError
 
@@ -33,7 +33,7 @@ class Waiver(BaseModel):
 
     check: str
     stack: str
-    reason: str
+    reason: str = Field(min_length=1)
     expires: datetime.date
 
     def covers(self, check: str, stacks: tuple[str, ...]) -> bool:

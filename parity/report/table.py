@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -13,7 +15,8 @@ _STYLES = {
     Status.PASS: "green", Status.FAIL: "bold red", Status.ERROR: "bold magenta", Status.WAIVED: "yellow", Status.NOT_COVERED: "bold yellow",
     Status.NOT_APPLICABLE: "dim",
 }  # fmt: skip
-_QUESTIONS = {"same_function": "same function", "precision": "precision", "fast_path": "fast path"}
+_WORDS = {Status.NOT_COVERED: "uncovered"} | {status: str(status) for status in Status if status is not Status.NOT_COVERED}
+_QUESTIONS = {"same_function": "function", "precision": "precision", "fast_path": "fast path"}
 _SHORT_DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16"}
 
 
@@ -23,8 +26,9 @@ def show(run: Run, console: Console) -> None:
     for result in run.results:
         if result.status not in (Status.PASS, Status.NOT_APPLICABLE):
             console.print(_details(result))
+            console.print(Text(f"  again: {_again(run, result)}"), soft_wrap=True)
             if result.snippet:
-                console.print("  to see it again:\n", style="bold")
+                console.print("  or, with .venv/bin/python:\n")
                 console.print(Text(result.snippet), soft_wrap=True)
     for problem in run.problems:
         console.print(Text(f"waivers: {problem}", style="bold red"))
@@ -32,25 +36,25 @@ def show(run: Run, console: Console) -> None:
 
 
 def _table(run: Run) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("check", "question", "stack", "dtype"):
+    """Narrow enough for 80 columns: the verdict first, two stacks of one cell on two lines."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("verdict", "check", "question", "stack", "dtype"):
         table.add_column(column, no_wrap=True)
-    for column in ("examples", "real", "head-room"):
+    for column in ("n", "real", "room"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
     previous = ""
     for result in run.results:
         if result.status is Status.NOT_APPLICABLE:
             continue
         table.add_row(
+            Text(_WORDS[result.status], style=_STYLES[result.status]),
             "" if result.id == previous else result.id,
             _QUESTIONS.get(result.question, result.question),
-            " = ".join(_who(stack, device) for stack, device in zip(result.stacks, result.device, strict=True)),
+            "\n= ".join(_who(stack, device) for stack, device in zip(result.stacks, result.device, strict=True)),
             _SHORT_DTYPES.get(result.dtype, result.dtype),
             str(result.examples),
             str(result.real_weights or ""),
             _headroom(result),
-            Text(result.status.replace("_", " "), style=_STYLES[result.status]),
         )
         previous = result.id
     return table
@@ -61,15 +65,19 @@ def _who(stack: str, device: str) -> str:
 
 
 def _headroom(result: Result) -> str:
-    if result.status not in (Status.PASS, Status.FAIL, Status.WAIVED):
+    if result.status not in (Status.PASS, Status.FAIL, Status.WAIVED) or result.observed is None:
         return ""
     if result.bound == 0:
-        return "exact" if result.observed == 0 else f"{result.observed:.3g} differ"
-    return "equal" if result.headroom is None else f"{result.headroom:.3g}x"
+        return "exact" if result.observed == 0 else f"{result.observed:.3g} off"
+    if math.isnan(result.observed):
+        return "NaN"
+    if result.headroom is None:
+        return "equal"
+    return f"{result.headroom:.3g}x" if result.headroom >= 1 else f"{1 / result.headroom:.0e} over" if result.headroom else "over"
 
 
 def _details(result: Result) -> RenderableType:
-    who = " and ".join(result.stacks)
+    who = " and ".join(_who(stack, device) for stack, device in zip(result.stacks, result.device, strict=True))
     head = Text.from_markup(f"\n[bold]{escape(result.id)}[/] {_QUESTIONS.get(result.question, result.question)}, {who}, {result.dtype}: ")
     head.append(result.status.replace("_", " "), style=_STYLES[result.status])
     parts: list[RenderableType] = [head, Text(f"  {result.title}"), Text(f"  {result.reason}")]
@@ -78,13 +86,24 @@ def _details(result: Result) -> RenderableType:
     return Group(*parts)
 
 
+def _again(run: Run, result: Result) -> str:
+    """The command that asks this check again, of the same stacks, with the same draws."""
+    devices = [f"--device {stack}={device}" for stack, device in zip(result.stacks, result.device, strict=True) if device != "CPU"]
+    mutants = [f"--mutant {name}" for name in run.mutants]
+    stacks = ",".join(result.stacks)
+    return " ".join([f"parity run --only {result.id} --stacks {stacks}", *devices, *mutants, f"--profile {run.profile} --seed {run.seed}"])
+
+
 def _verdict(run: Run) -> Text:
     counts = {status: sum(result.status is status for result in run.results) for status in Status}
     told = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
-    overhead = "" if run.timing.overhead is None else f", engine overhead {max(0.0, run.timing.overhead):.0%}"
+    known = run.timing.overhead is not None and run.timing.busy > 1
+    overhead = f", engine overhead {max(0.0, run.timing.overhead or 0):.0%}" if known else ""
+    planted = f"; PLANTED AND NOT SEEN: {', '.join(run.mutants)}" if run.mutants and run.exit_code == 0 else ""
+    nothing = "; nothing was asked, see: parity coverage" if all(one.status is Status.NOT_APPLICABLE for one in run.results) else ""
     style = "bold green" if run.exit_code == 0 else "bold red"
     seconds = run.timing.start + run.timing.wall
     return Text.assemble(
         ("\nPASS" if run.exit_code == 0 else "\nRED", style),
-        f"  tiers {', '.join(run.tiers)}: {told}; {seconds:.0f} s{overhead}; seed {run.seed}; exit {run.exit_code}",
+        f"  tiers {', '.join(run.tiers)}: {told}; {seconds:.0f} s{overhead}; seed {run.seed}; exit {run.exit_code}{planted}{nothing}",
     )

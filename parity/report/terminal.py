@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,10 +16,26 @@ from parity.session import Progress as Callbacks
 _WIDTH_OF_A_FILE = 160
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would end the process with 1, which here means a divergence."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output; as wide as its lines where it is no terminal, so that a log is not wrapped."""
-    found = Console()
-    return found if found.is_terminal else Console(width=_WIDTH_OF_A_FILE)
+    found = _Console()
+    return found if found.is_terminal else _Console(width=_WIDTH_OF_A_FILE)
+
+
+@contextmanager
+def despite_a_closed_pipe() -> Iterator[None]:
+    """What nobody reads any more (`| head`) changes no verdict."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

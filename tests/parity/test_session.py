@@ -30,6 +30,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, StackInf
     """Two NumPy stacks, and no others; one matrix that they are held to."""
     stacks = {name: info for name, info in discover.discover(configure(tmp_path, one=[], two=[])).items() if name in ("one", "two")}
     monkeypatch.setattr(discover, "discover", lambda: stacks)
+    monkeypatch.setattr(discover, "installed", lambda: stacks)
     monkeypatch.setattr(matrix, "COVERAGE_FILE", tmp_path / "coverage.json")
     matrix.write_coverage(session.coverage_of_all())
     return stacks
@@ -158,8 +159,9 @@ def test_tiers_that_were_not_asked_for_lose_nothing(go: Go, monkeypatch: pytest.
     assert go().exit_code == 4
 
 
-def test_a_tier_without_the_asked_check_asks_nothing_and_does_not_pass(go: Go) -> None:
-    assert go("b.nest", tiers=("A",)).exit_code == 4
+def test_a_check_outside_of_the_asked_tiers_is_a_usage_error(go: Go) -> None:
+    with pytest.raises(UserError, match=r"check b\.nest is of tier B; --tier names A"):
+        go("b.nest", tiers=("A",))
 
 
 def waiver(check: str, stack: str, days: int) -> str:

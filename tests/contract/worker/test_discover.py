@@ -70,8 +70,10 @@ def test_the_file_in_the_current_folder_is_read(tmp_path: Path, monkeypatch: pyt
     assert "mine" in discover()
 
 
-def test_other_tables_of_the_file_are_not_ours(tmp_path: Path) -> None:
-    assert "mine" in discover(configure(tmp_path, MINE + '[report]\nfolder = "reports"\n'))
+def test_a_table_of_another_name_is_refused(tmp_path: Path) -> None:
+    """[stack.mine] for [stacks.mine], say, would leave a stack out without a word."""
+    with pytest.raises(UserError, match=r"unknown \['stack'\]; allowed: tables \[stacks\.NAME\]"):
+        discover(configure(tmp_path, MINE.replace("stacks.mine", "stack.mine")))
 
 
 @pytest.mark.parametrize(

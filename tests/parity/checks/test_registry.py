@@ -140,7 +140,24 @@ def test_a_worse_declaration_than_allowed_fails() -> None:
     plan = check.plans[0]
     worse = CAPABILITIES.model_copy(update={"elementary": tuple(one.model_copy(update={"ulp": 9.0}) for one in CAPABILITIES.elementary)})
     verdicts = plan.judge(case, [Answered(stack="s", capabilities=worse, answers=answers(plan, case))], 1e-9)
-    assert [verdict.passed for verdict in verdicts] == [True, False]
+    assert [verdict.tensor for verdict in verdicts if not verdict.passed] == ["exp as declared"]
+
+
+def test_an_absolute_error_is_no_way_around_the_limit() -> None:
+    """A declaration that calls a quarter off "absolute" is a finding too; flushed subnormal results are none."""
+    check = next(check for check in registry.CHECKS if check.id == "a.exp")
+    (case,) = check.fixed_cases()  # type: ignore[misc]
+    plan = check.plans[0]
+    for absolute, failing in ((0.5, ["absolute error of exp as declared"]), (2.0**-126, [])):
+        update = {"elementary": tuple(one.model_copy(update={"absolute": absolute}) for one in CAPABILITIES.elementary)}
+        stack = Answered(stack="s", capabilities=CAPABILITIES.model_copy(update=update), answers=answers(plan, case))
+        assert [verdict.tensor for verdict in plan.judge(case, [stack], 1e-9) if not verdict.passed] == failing
+
+
+@pytest.mark.parametrize("check", [check for check in registry.CHECKS if check.fixed_cases], ids=lambda check: check.id)
+def test_fixed_cases_are_counted(check: Check) -> None:
+    assert check.fixed_cases is not None
+    assert check.fixed_count == sum(1 for _ in check.fixed_cases())
 
 
 def test_a_declaration_of_less_than_the_range_is_none() -> None:

@@ -21,8 +21,8 @@ def shown(*results: Result, problems: tuple[str, ...] = (), width: int = 160) ->
 
 def test_a_pass_is_a_line() -> None:
     text = shown(result(Status.PASS, examples=12, observed=1e-8, bound=3e-8, headroom=3.0))
-    (line,) = [line for line in text.splitlines() if line.startswith("a.exp")]
-    assert line.split() == ["a.exp", "precision", "one", "f32", "12", "3x", "pass"]
+    (line,) = [line for line in text.splitlines() if line.startswith("pass")]
+    assert line.split() == ["pass", "a.exp", "precision", "one", "f32", "12", "3x"]
     assert "PASS" in text
     assert "exit 0" in text
 
@@ -48,7 +48,7 @@ def test_a_snippet_can_be_copied_whole_from_a_narrow_terminal() -> None:
 
 @pytest.mark.parametrize(
     ("observed", "bound", "headroom", "spelt"),
-    [(0.0, 0.0, None, "exact"), (3.0, 0.0, 0.0, "3 differ"), (0.0, 1.0, None, "equal"), (2.0, 1.0, 0.5, "0.5x")],
+    [(0.0, 0.0, None, "exact"), (3.0, 0.0, 0.0, "3 off"), (0.0, 1.0, None, "equal"), (2.0, 1.0, 0.5, "2e+00 over")],
 )
 def test_headroom(observed: float, bound: float, headroom: float | None, spelt: str) -> None:
     assert spelt in shown(result(Status.FAIL, observed=observed, bound=bound, headroom=headroom, reason="r"))
