@@ -12,7 +12,7 @@ help:  ## this list
 setup:  ## .venv with everything in constraints.txt; PYTHON=... names another Python 3.11
 	@PYTHON="$(PYTHON)" sh ci/setup.sh
 
-fetch: setup
+fetch: setup  ## the real model that the gate uses
 	$(BIN)/finetune fetch $(MODEL)
 
 parity: fetch  ## tiers A and B, both stacks, on the CPU
@@ -27,7 +27,7 @@ check: setup  ## format, lint, types, layers
 test: fetch  ## every test that needs no system package
 	$(BIN)/pytest
 
-system-packages:
+system-packages:  ## Debian packages for WebGPU, a browser, PostgreSQL; as root
 	@sh ci/system-packages.sh
 
 test-extra: fetch system-packages  ## what test leaves out: nightly tests, and WebGPU

@@ -15,7 +15,7 @@ from pathlib import Path
 from contract.errors import EnvironmentUnfit
 from contract.worker.files import cache_folder, replacing
 
-_REMEDY = "put clang on PATH, or run: pip install 'twostack[tinygrad]' (it brings the wheel ziglang), or let CC name a clang"
+_REMEDY = "put clang on PATH, or run: pip install 'twostack[tinygrad]' (it brings the wheel ziglang)"
 
 _SHIM = """\
 #!/bin/sh
@@ -117,8 +117,13 @@ def _try(compiler: Compiler) -> None:
     try:
         done = subprocess.run([compiler.command, *flags], input=b"int one(void) { return 1; }\n", capture_output=True, check=False)
     except OSError as error:
-        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't be run: {error.strerror}; {_REMEDY}") from None
+        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't be run: {error.strerror}; {_remedy()}") from None
     if done.returncode or not done.stdout.startswith(b"\x7fELF"):
         said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
         failed = f"exit code {done.returncode}: {said}"
-        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't compile for tinygrad ({failed}); {_REMEDY}")
+        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't compile for tinygrad ({failed}); {_remedy()}")
+
+
+def _remedy() -> str:
+    """CC comes before everything else, so while it is set nothing else helps."""
+    return f"unset CC, or let it name a clang; else {_REMEDY}" if "CC" in os.environ else _REMEDY
