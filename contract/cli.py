@@ -55,6 +55,9 @@ def main() -> None:
     except UserError as error:
         print(f"finetune: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"finetune: {error.filename or 'output'}: {error.strerror or error}; check its folder, rights and space", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as exit_:
         if exit_.code == 130:
             print("finetune: interrupted; the same command starts it again", file=sys.stderr)

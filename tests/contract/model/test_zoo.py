@@ -107,6 +107,14 @@ def test_a_missing_or_short_file_is_named_without_hashing(target: Path, damage: 
             ask("tiny")
 
 
+def test_a_config_of_the_right_size_that_is_no_json_is_named(target: Path) -> None:
+    zoo.fetch("tiny")
+    config = target / "config.json"
+    config.write_bytes(b"{" + b"\0" * (config.stat().st_size - 1))
+    with pytest.raises(UserError, match=r"config\.json is damaged .*run: finetune fetch tiny --force"):
+        zoo.locate("tiny")
+
+
 def test_a_manifest_of_other_weights_or_none_at_all_is_refused(tiny: Tiny, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo.fetch("tiny")
     monkeypatch.setattr(zoo, "KNOWN", {"tiny": dataclasses.replace(tiny.known, weights_sha256="0" * 64)})
