@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from contract.worker.graph import Path
 from contract.worker.operations import OPERATIONS, WORK_DTYPES
 
 Tensors = Mapping[str, np.ndarray]
 Attributes = Mapping[str, Any]
 
 REQUESTS: tuple[str, ...] = (
-    "probe", "compute", "open", "forward", "gradients", "block", "override", "perturb", "step",
-    "state", "merge", "save", "train", "generate", "mutate", "cancel", "close",
+    "probe", "compute", "open", "state", "forward", "gradients", "block", "step",
+    "merge", "save", "train", "generate", "mutate", "cancel", "close",
 )  # fmt: skip
 """Every request of the protocol. A stack answers one that it lacks with NotSupported."""
 
@@ -45,6 +46,21 @@ class Stack(Protocol):
     def compute(self, op: str, attrs: Attributes, tensors: Tensors) -> Reply:
         """One operation of `contract.worker.operations`, on host arrays, into host arrays."""
 
+    def open(self, graph: str, plan: Attributes, tensors: Tensors) -> Reply:
+        """Opens the graph of a `contract.worker.graph.GraphPlan`, in place of the one that was open; `graph` names it."""
+
+    def state(self, graph: str, tensors: Tensors | None = None) -> Reply:
+        """Sets the open graph's adapter, all of it; without tensors, answers it."""
+
+    def forward(self, graph: str, taps: Sequence[str], tensors: Tensors) -> Reply:
+        """The wanted taps for `ids` [B, T], and `labels` [B, T] where `loss` is wanted."""
+
+    def gradients(self, graph: str, taps: Sequence[str], tensors: Tensors) -> Reply:
+        """As `forward`, and `grad.NAME` of the loss for each adapter matrix."""
+
+    def block(self, graph: str, section: str, tensors: Tensors) -> Reply:
+        """One section alone, on given inputs, overrides and cotangents."""
+
 
 class Elementary(BaseModel):
     """A stack's declared worst error of one elementary function over one range.
@@ -63,6 +79,16 @@ class Elementary(BaseModel):
     devices: tuple[str, ...] = ()
 
 
+class Graphs(BaseModel):
+    """The whole graphs that a stack opens (contract.worker.graph)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architectures: dict[str, tuple[Literal["float32", "float64"], ...]] = Field(description="model_type -> dtypes")
+    nf4: bool = Field(description="whether the block linears may be NF4")
+    paths: tuple[Path, ...] = Field(description="production paths that it has beside the plain one")
+
+
 class Capabilities(BaseModel):
     """What a stack can do at all: static, beside its entry point, readable without importing it."""
 
@@ -79,6 +105,7 @@ class Capabilities(BaseModel):
     operations: dict[str, tuple[str, ...]] = Field(description="operation -> dtypes that it computes in")
     nf4_block_sizes: tuple[int, ...] = ()
     elementary: tuple[Elementary, ...] = ()
+    graphs: Graphs | None = None
 
     @field_validator("operations")
     @classmethod
