@@ -16,7 +16,7 @@ from contract.errors import UserError
 from contract.worker.discover import StackInfo
 from contract.worker.files import replacing
 from contract.worker.operations import OPERATIONS
-from parity.checks.check import Check, Plan, Question
+from parity.checks.check import Check, GraphNeeds, Plan, Question
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.json")
 
@@ -106,7 +106,7 @@ def _asked(check: Check, devices: Sequence[Device]) -> list[Cell]:
                 )
             )  # fmt: skip
         for group in _groups(plan.question, devices):
-            reasons = [reason for device in group if (reason := _unable(check, plan, device))]
+            reasons = [reason for device in group if (reason := unable(check, plan, device))]
             cells.append(
                 Cell(
                     check=check, question=plan.question, dtype=plan.dtype, stacks=tuple(device.info.name for device in group),
@@ -127,12 +127,26 @@ def _explained(check: Check, devices: Sequence[Device]) -> list[Cell]:
     ]  # fmt: skip
 
 
-def _unable(check: Check, plan: Plan, device: Device) -> str:
+def unable(check: Check, plan: Plan, device: Device) -> str:
+    """Why a stack on a device can't be asked a plan's question; empty where it can."""
     if plan.dtype not in device.dtypes:
         return f"{device.name} of {device.info.name} has no {plan.dtype}"
+    if plan.graph is not None and (reason := _unable_to_open(plan.graph, plan.dtype, device.info)):
+        return reason
     needed = check.operations[-1:] if plan.question is Question.SAME_FUNCTION else check.operations
     for op in needed:
         assert op in OPERATIONS, f"{check.id} needs {op}, which is no operation"
         if plan.dtype not in device.info.capabilities.operations.get(op, ()):
             return f"{device.info.name} declares no {op} in {plan.dtype}"
+    return ""
+
+
+def _unable_to_open(needs: GraphNeeds, dtype: str, info: StackInfo) -> str:
+    graphs = info.capabilities.graphs
+    if graphs is None or dtype not in graphs.architectures.get(needs.model_type, ()):
+        return f"{info.name} declares no {needs.model_type} graph in {dtype}"
+    if needs.nf4 and not graphs.nf4:
+        return f"{info.name} declares no graph with an NF4 base"
+    if needs.path is not None and needs.path not in graphs.paths:
+        return f"{info.name} declares no path {needs.path}"
     return ""

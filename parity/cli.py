@@ -29,6 +29,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Draws the same inputs again.", min=0)] = None,
     time_budget: Annotated[float | None, typer.Option(help="Seconds; what was not covered then is said, and is exit 4.", min=0)] = None,
     mutant: Annotated[list[str] | None, typer.Option(help="Plants a known bug first, to see the gate go red; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="Tier C's checkpoint: a known name, a hub id, or a folder.")] = "smollm2-135m",
     json: Annotated[Path | None, typer.Option(help="Writes the record as JSON (docs/run.schema.json).")] = None,
     junit: Annotated[Path | None, typer.Option(help="Writes JUnit XML.")] = None,
 ) -> None:
@@ -45,7 +46,7 @@ def run(
         raise UserError(f"there is no profile {profile!r}; allowed: {', '.join(profiles.PROFILES)}")
     options = session.Options(
         tiers=_words(tier), checks=tuple(only or ()), stacks=_words(stacks), devices=_devices(device or []), profile=profile, seed=seed,
-        time_budget=time_budget, mutants=tuple(mutant or ()),
+        time_budget=time_budget, mutants=tuple(mutant or ()), model=model,
     )  # fmt: skip
     _require_writable(json, junit)
     with terminal.progress() as progress:
@@ -57,6 +58,37 @@ def run(
     with terminal.despite_a_closed_pipe():
         table.show(result, terminal.console())
     raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def bisect(
+    check: Annotated[str, typer.Argument(help="A check of tier C, as c.model or c.llama.")],
+    question: Annotated[str, typer.Option(help="same_function, precision or fast_path.")] = "same_function",
+    stacks: Annotated[str, typer.Option(help="Stacks, comma-separated; all that are known unless given.")] = "",
+    device: Annotated[list[str] | None, typer.Option(help="STACK=DEVICE; repeatable.", metavar="STACK=DEVICE")] = None,
+    profile: Annotated[str, typer.Option(help="How much to draw: quick, ci or nightly.")] = "quick",
+    seed: Annotated[int | None, typer.Option(help="Draws the inputs of that run.", min=0)] = None,
+    mutant: Annotated[list[str] | None, typer.Option(help="Plants a known bug first; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="c.model's checkpoint: a known name, a hub id, or a folder.")] = "smollm2-135m",
+) -> None:
+    """Names every operation that is wrong on the reference's inputs, section by section; memory for one section at a time.
+
+    Exit codes: 0 none is; 1 some are; others as of `parity run`.
+    """
+    from parity import bisection, profiles, session
+    from parity.report import graphs, terminal
+
+    if profile not in profiles.PROFILES:
+        raise UserError(f"there is no profile {profile!r}; allowed: {', '.join(profiles.PROFILES)}")
+    options = session.Options(
+        checks=(check,), stacks=_words(stacks), devices=_devices(device or []), profile=profile, seed=seed,
+        mutants=tuple(mutant or ()), model=model,
+    )  # fmt: skip
+    with terminal.progress() as progress:
+        found = bisection.run(options, question, progress)
+    with terminal.despite_a_closed_pipe():
+        graphs.show_faults(found, terminal.console())
+    raise typer.Exit(int(any(faults for _, _, faults in found)))
 
 
 @app.command()

@@ -17,13 +17,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from contract.errors import UserError
-from contract.worker.answers import HarnessError, RequestFailed, check_answer
+from contract.worker.answers import HarnessError, RequestFailed
 from contract.worker.files import cache_folder
 from contract.worker.process import Pending, StackProcess
 from contract.worker.stack import Capabilities
 from parity.cells import Cell
-from parity.checks.check import Answered, Arrays, Case, Check, Request
+from parity.checks.check import Answered, Arrays, Ask, Case, Check
 from parity.find import reproducer
+from parity.find.fault import Fault
 from parity.judge import confidence, controls
 from parity.judge.verdict import Comparison
 from parity.report.record import Controls, Result, Status, TensorResult
@@ -50,7 +51,9 @@ class _Tally:
     examples: int = 0
     real: int = 0
     worst: dict[str, tuple[Comparison, Case]] = field(default_factory=dict)
+    relative: dict[str, float] = field(default_factory=dict)
     failure: tuple[Comparison, Case] | None = None
+    faults: list[Fault] = field(default_factory=list)
     error: str = ""
     controls: controls.Outcome = controls.NONE
 
@@ -58,6 +61,8 @@ class _Tally:
         known = self.worst.get(comparison.tensor)
         if known is None or _tighter(comparison, known[0]):
             self.worst[comparison.tensor] = (comparison, case)
+        if comparison.relative is not None:
+            self.relative[comparison.tensor] = max(comparison.relative, self.relative.get(comparison.tensor, 0.0))
         if not comparison.passed and self.failure is None:
             self.failure = (comparison, case)
         self.controls += comparison.controls
@@ -71,7 +76,7 @@ class _Asked:
 
     case: Case
     cells: list[Cell]
-    pending: dict[tuple[str, Key], tuple[Request, Pending]]
+    pending: dict[tuple[str, Key], tuple[Ask, Pending]]
     stack_errors: dict[str, str]
     request_errors: dict[tuple[str, Key], str]
 
@@ -86,6 +91,7 @@ class Engine:
         rerun: the flags of `parity run` that draw the same inputs again, for snippets.
         statistical: how many statistical comparisons the whole run plans; the confidence is divided over them.
         on_example: called after each example, for a progress bar.
+        doing: called with what is done now, where that takes long.
         deadline: monotonic time after which nothing new is asked; None for none.
     """
 
@@ -101,11 +107,12 @@ class Engine:
         mutants: Sequence[str] = (),
         deadline: float | None = None,
         on_example: Callable[[], None] = lambda: None,
+        doing: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._processes, self._capabilities = processes, capabilities
         self._examples, self._seed, self._rerun, self._mutants = examples, seed, rerun, tuple(mutants)
         self._false_alarm = confidence.per_comparison(max(1, statistical))
-        self._deadline, self._on_example = deadline, on_example
+        self._deadline, self._on_example, self._doing = deadline, on_example, doing
         self._harness_errors: dict[str, int] = dict.fromkeys(processes, 0)
         self.busy: dict[str, list[tuple[int, int]]] = {name: [] for name in processes}
 
@@ -116,7 +123,7 @@ class Engine:
         missing = self._explore(check, tallies)
         for tally in tallies.values():
             if tally.failure is not None:
-                self._shrink(check, tally)
+                self._pin_down(check, tally)
         share = (time.monotonic() - started) / max(1, len(cells))
         return [self._result(tally, missing, share) for tally in tallies.values()]
 
@@ -139,10 +146,25 @@ class Engine:
                 example(case)
         except UserError as error:
             missing = str(error)
-        _draw(check, example, self._examples, self._seed, (Phase.generate,))
+        _draw(check, example, check.drawn(self._examples), self._seed, (Phase.generate,))
         while waiting:
             self._judge(waiting.pop(0), tallies)
         return "the time budget was spent before all examples were asked" if self._out_of_time() else missing
+
+    def _pin_down(self, check: Check, tally: _Tally) -> None:
+        """Names the operations at fault where the check can, else finds the smallest input that fails."""
+        if check.locate is None:
+            self._shrink(check, tally)
+            return
+        assert tally.failure is not None
+        assert tally.cell.plan is not None
+        for stack, device in zip(tally.cell.stacks, tally.cell.devices, strict=True):
+            self._doing(f"{check.id}: looking for the operation in {stack}")
+            try:
+                declared = self._capabilities[stack].elementary_on(device)
+                tally.faults += check.locate(tally.failure[1], tally.cell.plan, self._processes[stack], declared)
+            except (HarnessError, RequestFailed, ValueError) as error:
+                tally.error = f"bisect: {error}"
 
     def _shrink(self, check: Check, tally: _Tally) -> None:
         """Replaces a tally's failure by the smallest one that hypothesis finds, and that by its failing part."""
@@ -179,13 +201,12 @@ class Engine:
                         self._submit(asked, stack, request)
         return asked
 
-    def _submit(self, asked: _Asked, stack: str, request: Request) -> None:
+    def _submit(self, asked: _Asked, stack: str, request: Ask) -> None:
         if self._harness_errors[stack] >= GIVE_UP_AFTER:
             asked.stack_errors[stack] = f"{stack}: given up on after {GIVE_UP_AFTER} failures of its worker"
             return
         try:
-            pending = self._processes[stack].submit("compute", request.values(), request.sent())
-            asked.pending[stack, request.key()] = (request, pending)
+            asked.pending[stack, request.key()] = (request, request.send(self._processes[stack]))
         except (HarnessError, RequestFailed) as error:
             self._note(stack, request.key(), error, asked)
 
@@ -202,7 +223,7 @@ class Engine:
         for (stack, key), (request, pending) in asked.pending.items():
             try:
                 answer = pending.result()
-                check_answer(stack, request.op, request.attrs, request.tensors, answer.tensors)
+                request.require(stack, answer.tensors)
             except (HarnessError, RequestFailed) as error:
                 self._note(stack, key, error, asked)
                 continue
@@ -210,6 +231,7 @@ class Engine:
             answers[stack, key] = answer.tensors
         for cell in asked.cells:
             self._judge_cell(tallies[cell.key], asked, answers)
+        asked.case.forget()
 
     def _judge_cell(self, tally: _Tally, asked: _Asked, answers: Mapping[tuple[str, Key], Arrays]) -> None:
         cell, case = tally.cell, asked.case
@@ -243,7 +265,7 @@ class Engine:
         shown = failure[0] if failure else _tightest(tally)
         snippet = ""
         if failure is not None:
-            status, reason = Status.FAIL, _explain(cell, *failure)
+            status, reason = Status.FAIL, _explain(cell, *failure) + (f"; {tally.error}" if tally.error else "")
             assert cell.plan is not None
             snippet = reproducer.snippet(
                 cell, failure[1], failure[0], cell.plan.requests(failure[1]), rerun=self._rerun, mutants=self._mutants
@@ -260,11 +282,12 @@ class Engine:
             examples=tally.examples, real_weights=tally.real, seconds=seconds,
             observed=shown.observed if shown else None, bound=shown.bound if shown else None,
             bound_source=shown.bound_source if shown else "", headroom=shown.headroom if shown else None,
+            faults=tuple(tally.faults),
             controls=Controls(applied=tally.controls.applied, caught=tally.controls.caught),
             tensors=tuple(
                 TensorResult(
                     tensor=one.tensor, observed=one.observed, bound=one.bound, unit=one.unit, bound_source=one.bound_source,
-                    headroom=one.headroom, case=case.name,
+                    headroom=one.headroom, relative=tally.relative.get(one.tensor), case=case.name,
                 )
                 for one, case in tally.worst.values()
             ),
@@ -272,6 +295,9 @@ class Engine:
 
 
 def _draw(check: Check, example: Callable[[Case], None], examples: int, seed: int, phases: tuple[Phase, ...]) -> None:
+    if check.cases is None:
+        return
+
     @hypothesis.seed(seed)
     @settings(
         max_examples=examples, phases=phases, database=None, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck),

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.errors import EnvironmentUnfit, MissingError, UserError
+from contract.model import checkpoint
 from contract.worker import discover
 from contract.worker.answers import HarnessError, RequestFailed
 from contract.worker.discover import StackInfo
 from contract.worker.process import StackProcess
 from parity import cells as matrix
 from parity.cells import Cell, Device
-from parity.checks import registry
+from parity.checks import graph, registry
 from parity.checks.check import Check
 from parity.engine import Engine, busy_seconds
 from parity.judge import confidence, waivers
@@ -44,6 +45,7 @@ class Options:
     seed: int | None = None
     time_budget: float | None = None
     mutants: tuple[str, ...] = ()
+    model: str = graph.MODEL
     waiver_file: Path = waivers.FILE
 
 
@@ -56,23 +58,24 @@ class Progress:
     step: Callable[[], None] = lambda: None
 
 
-def select_checks(tiers: Sequence[str], ids: Sequence[str]) -> tuple[Check, ...]:
+def select_checks(tiers: Sequence[str], ids: Sequence[str], model: str = graph.MODEL) -> tuple[Check, ...]:
     """The checks of some tiers and ids.
 
     Raises:
         UserError: an unknown tier or check.
     """
+    every = registry.checks(model)
     for tier in tiers:
         if tier not in registry.TIERS:
             raise UserError(f"there is no tier {tier!r}; allowed: {', '.join(registry.TIERS)}")
-    known = [check.id for check in registry.CHECKS]
+    known = [check.id for check in every]
     for check_id in ids:
         if check_id not in known:
             raise UserError(f"there is no check {check_id!r}; allowed: {', '.join(known)}")
-    for check in registry.CHECKS:
+    for check in every:
         if check.id in ids and tiers and check.tier not in tiers:
             raise UserError(f"check {check.id} is of tier {check.tier}; --tier names {', '.join(tiers)}")
-    return tuple(check for check in registry.CHECKS if (not tiers or check.tier in tiers) and (not ids or check.id in ids))
+    return tuple(check for check in every if (not tiers or check.tier in tiers) and (not ids or check.id in ids))
 
 
 def select_stacks(known: Mapping[str, StackInfo], names: Sequence[str], devices: Mapping[str, str]) -> dict[str, tuple[StackInfo, str]]:
@@ -153,41 +156,62 @@ def run(options: Options, progress: Progress) -> Run:
     began, started_at = time.monotonic(), datetime.datetime.now(datetime.UTC)
     profile = PROFILES[options.profile]
     seed = options.seed if options.seed is not None else secrets.randbits(32) if profile.random_seed else FIXED_SEED
-    checks = select_checks(options.tiers, options.checks)
+    checks = select_checks(options.tiers, options.checks, options.model)
+    require_sound(options.model, checks)
     chosen = select_stacks(discover.discover(), options.stacks, options.devices or {})
     _require_stacks_of_mutants(options.mutants, chosen)
     accepted, recorded = waivers.read(options.waiver_file), matrix.read_coverage()
     progress.doing("starting the stacks")
     with started(chosen, options.mutants) as processes:
         ready = time.monotonic()
-        devices = _devices(chosen, processes)
-        cells = matrix.matrix(checks, devices)
+        here = devices(chosen, processes)
+        cells = matrix.matrix(checks, here)
         engine = Engine(
             processes, {name: info.capabilities for name, (info, _) in chosen.items()}, examples=profile.examples, seed=seed,
             rerun=f"--profile {options.profile} --seed {seed}",
             statistical=_statistical(cells, profile.examples), mutants=options.mutants,
-            deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step,
+            deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step, doing=progress.doing,
         )  # fmt: skip
-        progress.total(sum(profile.examples + check.fixed_count for check in checks))
+        progress.total(sum(check.drawn(profile.examples) + check.fixed_count for check in checks))
         results = []
         for check in checks:
             progress.doing(f"{check.id}: {check.title}")
             results += engine.run(check, [cell for cell in cells if cell.check is check and cell.plan is not None])
         asked = time.monotonic()
     results += [_explained(cell) for cell in cells if cell.plan is None]
-    results += _lost(recorded, cells, devices, options)
+    results += _lost(recorded, cells, here, options)
     final, problems = _waive(results, accepted, options, set(chosen), {check.id for check in checks}, started_at.date())
     return Run(
         twostack=importlib.metadata.version("twostack"), started=started_at.isoformat(timespec="seconds"),
         machine={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
         tiers=tuple(sorted({check.tier for check in checks})), profile=options.profile, seed=seed, false_alarm=confidence.FALSE_ALARM,
-        mutants=options.mutants, stacks=tuple(_stack_record(info, device) for info, device in chosen.values()),
+        mutants=options.mutants, model=options.model if _needs_model(checks) else "",
+        stacks=tuple(_stack_record(info, device) for info, device in chosen.values()),
         results=final, problems=problems, exit_code=exit_code(final, problems),
         timing=Timing(
             wall=asked - ready, start=ready - began, busy=busy_seconds(engine.busy),
             by_stack={name: busy_seconds({name: intervals}) for name, intervals in engine.busy.items()},
         ),
     )  # fmt: skip
+
+
+def require_sound(model: str, checks: Sequence[Check]) -> None:
+    """Refuses a checkpoint that tier C could not mean, before anything is started; one that is not here is the check's to say.
+
+    Raises:
+        UserError: a folder that is no sound checkpoint, an architecture or a config field that is not honoured, NaN in a weight.
+    """
+    if not _needs_model(checks):
+        return
+    try:
+        checkpoint.require_finite(checkpoint.locate(model))
+    except MissingError:
+        if model != graph.MODEL:
+            raise
+
+
+def _needs_model(checks: Sequence[Check]) -> bool:
+    return any(check.id in graph.OF_A_MODEL for check in checks)
 
 
 def coverage_of_all() -> dict[str, str]:
@@ -198,15 +222,15 @@ def coverage_of_all() -> dict[str, str]:
     return matrix.coverage(matrix.matrix(registry.CHECKS, devices))
 
 
-def _devices(chosen: Mapping[str, tuple[StackInfo, str]], processes: Mapping[str, StackProcess]) -> list[Device]:
+def devices(chosen: Mapping[str, tuple[StackInfo, str]], processes: Mapping[str, StackProcess]) -> list[Device]:
     """A default device has every dtype that its stack declares; any other is asked what it has."""
-    devices = []
+    found = []
     for name, (info, device) in chosen.items():
         dtypes = _declared_dtypes(info)
         if device != info.capabilities.devices[0]:
             dtypes &= _probed_dtypes(processes[name])
-        devices.append(Device(info=info, name=device, dtypes=dtypes))
-    return devices
+        found.append(Device(info=info, name=device, dtypes=dtypes))
+    return found
 
 
 def _probed_dtypes(process: StackProcess) -> frozenset[str]:
@@ -236,7 +260,7 @@ def _statistical(cells: Sequence[Cell], examples: int) -> int:
     count = 0
     for cell in cells:
         if cell.plan is not None and cell.plan.statistical:
-            count += cell.plan.statistical * (examples + cell.check.fixed_count)
+            count += cell.plan.statistical * (cell.check.drawn(examples) + cell.check.fixed_count)
     return count
 
 

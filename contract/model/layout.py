@@ -49,8 +49,8 @@ class LlamaLayout(BaseModel):
     num_key_value_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2, multiple_of=2, description="even: RoPE turns pairs")
     max_position_embeddings: int = Field(ge=1)
-    rms_norm_eps: float = Field(gt=0)
-    rope_theta: float = Field(gt=0)
+    rms_norm_eps: float = Field(gt=0, allow_inf_nan=False)
+    rope_theta: float = Field(gt=0, allow_inf_nan=False)
     attention_bias: bool = Field(description="q, k, v and o have biases")
     mlp_bias: bool = Field(description="gate, up and down have biases")
     tie_word_embeddings: bool = Field(description="the head is the embedding, transposed")
@@ -80,11 +80,16 @@ def read(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaLayou
     if config.get("model_type") != "llama":
         raise UserError(f"{where}: model_type is {config.get('model_type')!r}; allowed: llama; take another checkpoint")
     fields = dict(config)
-    fields |= _rope_parameters(fields.pop("rope_parameters", None), where)
+    rope = _rope_parameters(fields.pop("rope_parameters", None), where)
+    for name in rope:
+        if fields.get(name) not in (None, rope[name]):
+            raise UserError(f"{where}: {name} is {fields[name]!r}, in rope_parameters it is {rope[name]!r}; leave the right one alone")
+    fields |= rope
     known = set(LlamaLayout.model_fields)
     for name, value in fields.items():
         if name in _ONLY and value not in _ONLY[name]:
-            raise UserError(f"{where}: {name} is {value!r}, which is not honoured; allowed: {', '.join(map(repr, _ONLY[name]))}")
+            allowed = " or ".join(map(repr, _ONLY[name]))
+            raise UserError(f"{where}: {name} is {value!r}, which is not honoured; allowed: {allowed}; take another checkpoint")
         if name not in known | set(_ONLY) | _NO_EFFECT:
             raise UserError(
                 f"{where}: there is no field {name!r} that is honoured, and it may change the function; remove it if it does not"
@@ -94,11 +99,13 @@ def read(config: Mapping[str, Any], *, where: str = "config.json") -> LlamaLayou
     if "head_dim" not in honoured:
         honoured["head_dim"] = _whole_quotient(honoured.get("hidden_size"), honoured.get("num_attention_heads"), where)
     try:
-        return LlamaLayout.model_validate(honoured, strict=False)
+        return LlamaLayout.model_validate(honoured, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "the whole"
-        raise UserError(f"{where}: {name}: {first['msg']} (got {first['input']!r})") from None
+        what = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            what = f"{first['loc'][0]}: {what}{'' if first['type'] == 'missing' else ', got ' + repr(first['input'])}"
+        raise UserError(f"{where}: {what}; set it right, or take another checkpoint") from None
 
 
 def _rope_parameters(parameters: object, where: str) -> dict[str, Any]:
@@ -106,10 +113,15 @@ def _rope_parameters(parameters: object, where: str) -> dict[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
-        raise UserError(f"{where}: rope_parameters is {parameters!r}, which is not honoured; allowed: rope_type default with a rope_theta")
+        raise UserError(
+            f"{where}: rope_parameters is {parameters!r}, which is not honoured; allowed: rope_type default with a rope_theta; "
+            "take another checkpoint"
+        )
     strange = sorted(set(parameters) - {"rope_type", "rope_theta"})
     if strange:
-        raise UserError(f"{where}: rope_parameters has {strange[0]!r}, which is not honoured; allowed: rope_type, rope_theta")
+        raise UserError(
+            f"{where}: rope_parameters has {strange[0]!r}, which is not honoured; allowed: rope_type, rope_theta; take another checkpoint"
+        )
     return {"rope_theta": parameters["rope_theta"]} if "rope_theta" in parameters else {}
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contract.model.layout import LlamaLayout
 from contract.worker import taps
@@ -42,6 +42,8 @@ backward pass; the loss without the whole matrix of logits."""
 ROPE_TABLES = ("rope.cos", "rope.sin")
 """Taps of `embedding` that blocks take; constants, so that no gradient is taken with respect to them."""
 
+_NARROWER = ("bfloat16", "float16")
+
 Expected = dict[str, tuple[tuple[int, ...], str]]
 """Tensor -> its shape and dtype."""
 
@@ -54,7 +56,7 @@ class Lora(_Frozen):
     """LoRA on the named linears: y = W x + s B (A x), s = alpha / rank (arXiv:2106.09685), or alpha / sqrt(rank) (rslora, 2312.03732)."""
 
     rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
+    alpha: float = Field(gt=0, allow_inf_nan=False)
     rslora: bool = False
     targets: tuple[Annotated[str, Field(pattern="^(" + "|".join(LINEARS) + ")$")], ...] = tuple(LINEARS)
 
@@ -83,6 +85,18 @@ class GraphPlan(_Frozen):
     base: Nf4 | None = None
     paths: tuple[Path, ...] = ()
     sections: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _means_something(self) -> GraphPlan:
+        known = taps.sections(self.layout.num_hidden_layers)
+        strange = [section for section in self.held if section not in known]
+        if strange or len(set(self.held)) != len(self.held) or not self.held:
+            raise ValueError(
+                f"sections are {list(self.held)}; allowed: one or more of {known[0]}, {known[1]} .. {known[-2]}, {known[-1]}, each once"
+            )
+        if "nf4_linear" in self.paths and self.base is None:
+            raise ValueError("the path nf4_linear multiplies from NF4 codes, and base is None; give base, or leave the path out")
+        return self
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -132,8 +146,11 @@ def adapter(plan: GraphPlan) -> Expected:
     return shapes
 
 
-def require(expected: Expected, tensors: Mapping[str, np.ndarray], what: str) -> None:
+def require(expected: Expected, tensors: Mapping[str, np.ndarray], what: str, *, exact: bool = False) -> None:
     """Holds tensors against what they must be.
+
+    Args:
+        exact: a narrower dtype, in which a weight may lie and which widens to float32 exactly, does not do.
 
     Raises:
         Invalid: one is missing, unknown, of the wrong shape or dtype, or holds NaN or infinity; names it.
@@ -143,16 +160,11 @@ def require(expected: Expected, tensors: Mapping[str, np.ndarray], what: str) ->
             raise Invalid(f"{what}: {name} is missing; it takes {len(expected)} tensors, see contract/worker/graph.py")
         if name not in expected:
             raise Invalid(f"{what}: there is no tensor {name!r}; allowed: {', '.join(sorted(expected)[:8])} ...")
-        shape, dtype = expected[name]
-        if tensors[name].shape != shape or not _serves(tensors[name].dtype.name, dtype):
-            raise Invalid(f"{what}: {name} is {tensors[name].dtype.name}{list(tensors[name].shape)}, must be {dtype}{list(shape)}")
-        if tensors[name].dtype.name != "int64" and not np.isfinite(tensors[name].astype(np.float32, copy=False)).all():
+        (shape, dtype), got = expected[name], tensors[name].dtype.name
+        if tensors[name].shape != shape or not (got == dtype or (not exact and dtype == "float32" and got in _NARROWER)):
+            raise Invalid(f"{what}: {name} is {got}{list(tensors[name].shape)}, must be {dtype}{list(shape)}")
+        if not np.isfinite(tensors[name]).all():
             raise Invalid(f"{what}: {name} holds NaN or infinity; look for what made it")
-
-
-def _serves(got: str, wanted: str) -> bool:
-    """A weight may lie in a narrower dtype, which widens to float32 exactly."""
-    return got == wanted or (wanted == "float32" and got in ("bfloat16", "float16"))
 
 
 def _block_weights(plan: GraphPlan, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -190,6 +202,10 @@ def require_batch(plan: GraphPlan, ids: np.ndarray, labels: np.ndarray | None) -
         return
     if labels.shape != ids.shape or labels.dtype != np.int64:
         raise Invalid(f"labels are {labels.dtype.name}{list(labels.shape)}, must be int64{list(ids.shape)}, as ids")
+    _require_labels(layout, labels)
+
+
+def _require_labels(layout: LlamaLayout, labels: np.ndarray) -> None:
     counted = labels[labels != IGNORE_INDEX]
     if counted.size and (counted.min() < 0 or counted.max() >= layout.vocab_size):
         raise Invalid(f"labels lie in {counted.min()} .. {counted.max()}, allowed: 0 .. {layout.vocab_size - 1}, or {IGNORE_INDEX}")
@@ -253,7 +269,8 @@ def require_block(plan: GraphPlan, section: str, tensors: Mapping[str, np.ndarra
     """Holds the tensors of a `block` request against the section; its batch and tokens.
 
     Raises:
-        Invalid: a section that is not open, or a tensor that is missing, unknown, or of the wrong shape or dtype.
+        Invalid: a section that is not open, a tensor that is missing, unknown, or of the wrong shape or dtype, more tokens than
+            positions, or labels as `require_batch` refuses them.
     """
     if section not in plan.held:
         raise Invalid(f"section {section!r} is not open; open: {', '.join(plan.held[:4])} ...")
@@ -261,6 +278,11 @@ def require_block(plan: GraphPlan, section: str, tensors: Mapping[str, np.ndarra
     if first not in tensors or tensors[first].ndim != (2 if section == EMBEDDING else 3):
         raise Invalid(f"block {section}: {first} is missing, or not [sequences, tokens{'' if section == EMBEDDING else ', hidden_size'}]")
     batch, tokens = tensors[first].shape[:2]
+    if batch == 0 or not 0 < tokens <= plan.layout.max_position_embeddings:
+        raise Invalid(
+            f"block {section}: {first} has {batch} sequences of {tokens} tokens, allowed: at least one of each, and "
+            f"max_position_embeddings = {plan.layout.max_position_embeddings} tokens at most"
+        )
     expected: Expected = {"input": ((batch, tokens, plan.layout.hidden_size), plan.dtype)} if section != EMBEDDING else {}
     if section == EMBEDDING:
         require_batch(plan, tensors["ids"], None)
@@ -268,6 +290,8 @@ def require_block(plan: GraphPlan, section: str, tensors: Mapping[str, np.ndarra
     if section == HEAD and "labels" in tensors:
         expected["labels"] = ((batch, tokens), "int64")
     known = {tap.name: (shape_of(tap, plan, batch, tokens), plan.dtype) for tap in taps.section_taps(section, plan.targets)}
+    if "labels" not in expected:
+        known.pop("loss", None)
     tables = {tap.name: (shape_of(tap, plan, batch, tokens), plan.dtype) for tap in taps.embedding_taps() if tap.name in ROPE_TABLES}
     for name in tensors:
         kind, _, own = name.partition(".")
@@ -275,7 +299,9 @@ def require_block(plan: GraphPlan, section: str, tensors: Mapping[str, np.ndarra
             expected[name] = known[own]
         if kind == "override" and own in known | (tables if section not in (EMBEDDING, HEAD) else {}):
             expected[name] = (known | tables)[own]
-    require(expected, tensors, f"block {section}")
+    require(expected, tensors, f"block {section}", exact=True)
+    if "labels" in expected:
+        _require_labels(plan.layout, tensors["labels"])
     return batch, tokens
 
 

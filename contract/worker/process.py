@@ -107,6 +107,8 @@ class StackProcess:
         self._next_id = GREETING
         self._starts = 0
         self._ends: dict[int, str] = {}
+        self.graph: str | None = None
+        """What the caller knows the worker to have open (contract.worker.graph); forgotten when the worker ends."""
 
     def __enter__(self) -> StackProcess:
         self.start()
@@ -205,6 +207,7 @@ class StackProcess:
 
     def kill(self) -> None:
         """Ends the worker and its children at once."""
+        self.graph = None
         if self._process is not None:
             process, self._process = self._process, None
             process.pipe.kill()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from hypothesis.strategies import SearchStrategy
 
+from contract.worker.answers import check_answer
 from contract.worker.files import FileReference
+from contract.worker.process import Pending, StackProcess
 from contract.worker.stack import Capabilities, Elementary
+from parity.find.fault import Fault
 from parity.judge.verdict import Comparison
 
 T = TypeVar("T")
@@ -49,10 +52,35 @@ class Case:
         made: T = self._made[name]
         return made
 
+    def forget(self) -> None:
+        """Drops what `once` made: of a real model that is gigabytes, and a report keeps its cases."""
+        self._made.clear()
+
+
+class Ask(Protocol):
+    """What is asked of a stack for one answer."""
+
+    def key(self) -> tuple[object, ...]:
+        """Equal where the answer is the same, so that two questions can share it."""
+
+    def send(self, process: StackProcess) -> Pending:
+        """Sends it.
+
+        Raises:
+            HarnessError, RequestFailed: as StackProcess.submit; and what it had to wait for on the way.
+        """
+
+    def require(self, stack: str, answered: Arrays) -> None:
+        """Holds an answer's tensors against what they must be.
+
+        Raises:
+            ProtocolBroken: one is missing, extra, of the wrong shape or dtype.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One `compute` request.
+    """One `compute` request (an Ask).
 
     references: tensors that are sent as a file's hash, not as bytes
     narrow:     what is sent in place of a tensor of that name, which it widens to exactly: half the bytes of a float64 weight
@@ -73,8 +101,16 @@ class Request:
         """The request's tensors, as they travel."""
         return {**self.tensors, **self.narrow, **self.references}
 
+    def send(self, process: StackProcess) -> Pending:
+        """Sends it, and waits for nothing."""
+        return process.submit("compute", self.values(), self.sent())
+
+    def require(self, stack: str, answered: Arrays) -> None:
+        """Holds an answer against the operation's table."""
+        check_answer(stack, self.op, self.attrs, self.tensors, answered)
+
     def key(self) -> tuple[object, ...]:
-        """Equal for requests on the same arrays, so that two questions can share one answer."""
+        """Equal for requests on the same arrays."""
         return self.op, repr(sorted(self.attrs.items())), tuple(sorted((name, id(array)) for name, array in self.tensors.items()))
 
 
@@ -98,17 +134,32 @@ Judge = Callable[[Case, Sequence[Answered], float], list[Comparison]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphNeeds:
+    """What a stack must declare of whole graphs to be asked."""
+
+    model_type: str
+    nf4: bool = False
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How one question is asked in one dtype.
 
     statistical: how many of the comparisons of one example spend false-alarm probability
+    graph:       what a stack must declare beside operations
     """
 
     question: Question
     dtype: str
-    requests: Callable[[Case], tuple[Request, ...]]
+    requests: Callable[[Case], tuple[Ask, ...]]
     judge: Judge
     statistical: int = 0
+    graph: GraphNeeds | None = None
+
+
+Locate = Callable[[Case, Plan, StackProcess, tuple[Elementary, ...]], Sequence[Fault]]
+"""(failing case, its plan, one stack that was asked, what it declares) -> that stack's own faults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +169,12 @@ class Check:
     plans:           the questions that are asked
     not_applicable:  the others, each with its reason
     operations:      what a stack must declare to be asked
-    cases:           strategy of drawn inputs
+    cases:           strategy of drawn inputs; None where all are fixed
+    cost:            how many examples of a cheap check one example stands for: a run draws so many fewer
     fixed_cases:     inputs that every run must cover: real weights, dense grids
     fixed_count:     how many those are
     zoom:            the part of a case around a failing component, where the operation allows one to be taken
+    locate:          finds the operations at fault in a failing case; it then is not shrunk
     """
 
     id: str
@@ -130,10 +183,16 @@ class Check:
     operations: tuple[str, ...]
     plans: tuple[Plan, ...]
     not_applicable: Mapping[Question, str]
-    cases: SearchStrategy[Case]
+    cases: SearchStrategy[Case] | None
+    cost: int = 1
     fixed_cases: Callable[[], Iterator[Case]] | None = None
     fixed_count: int = 0
     zoom: Callable[[Case, tuple[int, ...]], Case] | None = None
+    locate: Locate | None = None
+
+    def drawn(self, examples: int) -> int:
+        """How many examples are drawn where a cheap check draws `examples`."""
+        return 0 if self.cases is None else max(1, examples // self.cost)
 
     def __post_init__(self) -> None:
         asked = {plan.question for plan in self.plans}

@@ -11,7 +11,7 @@ from contract.worker.discover import discover
 from contract.worker.files import FileReference
 from contract.worker.process import StackProcess
 from parity.cells import Cell
-from parity.checks.check import Case, Question, Request
+from parity.checks.check import Ask, Case, Question, Request
 from parity.judge.verdict import Comparison
 from parity.mutants import catalogue
 
@@ -36,7 +36,7 @@ def ask(
         return process.request("compute", {"op": op, "attrs": dict(attrs)}, tensors).tensors
 
 
-def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[Request], *, rerun: str, mutants: Sequence[str]) -> str:
+def snippet(cell: Cell, case: Case, comparison: Comparison, asked: Sequence[Ask], *, rerun: str, mutants: Sequence[str]) -> str:
     """A Python program: the inputs, the question put to each stack, and what to look at."""
     lines = [
         f"# {cell.key}",
@@ -44,7 +44,8 @@ def snippet(cell: Cell, case: Case, comparison: Comparison, requests: Sequence[R
         f"# {comparison.tensor}: {comparison.unit} {comparison.observed:.6g}, allowed {comparison.bound:.6g} ({comparison.bound_source})",
     ]
     again = _command(cell, rerun, mutants)
-    if not all(_spellable(request) for request in requests):
+    requests = [ask for ask in asked if isinstance(ask, Request)]
+    if len(requests) < len(asked) or not all(_spellable(request) for request in requests):
         return "\n".join([*lines, f"# too large to spell out; run: {again}"])
     lines += ["import numpy as np"]
     lines += ["from contract.worker.files import FileReference"] if any(request.references for request in requests) else []

@@ -21,8 +21,8 @@ Passes = Callable[[np.ndarray], bool]
 class Comparison:
     """The verdict on one tensor.
 
-    observed and bound are those of the component with the least head-room, which stands at `where` with the value `got`
-    in `wanted`'s place; `unit` says what they count.
+    observed and bound are those of the component (or row) with the least head-room, which stands at `where` with the value
+    `got` in `wanted`'s place; `unit` says what they count; `relative` is the largest relative difference of any row.
     """
 
     tensor: str
@@ -35,6 +35,7 @@ class Comparison:
     controls: controls.Outcome
     got: float | None = None
     wanted: float | None = None
+    relative: float | None = None
 
     @property
     def headroom(self) -> float | None:
@@ -83,6 +84,38 @@ def root_mean_square(tensor: str, observed: np.ndarray, expected: np.ndarray, sc
     )  # fmt: skip
 
 
+def rows(tensor: str, observed: np.ndarray, expected: np.ndarray, limit: np.ndarray, source: str) -> Comparison:
+    """The L2 norm of each row's difference (a row is the last axis) lies within the row's limit.
+
+    A limit of 0 asks for exact equality: where the structure says zero, nothing else will do.
+
+    Args:
+        limit: [the tensor's shape without its last axis].
+    """
+    _require_elements(tensor, observed)
+    expected, observed64 = np.asarray(expected, dtype=np.float64), observed.astype(np.float64)
+
+    def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return _norms(one.astype(np.float64, copy=False) - other)
+
+    def passes(candidate: np.ndarray) -> bool:
+        return bool(np.all(distance(candidate, expected) <= limit))
+
+    error, size = distance(observed64, expected), _norms(expected)
+    row = _least_headroom(error, limit)
+    element = int(np.nanargmax(np.abs(observed64[row] - expected[row]))) if np.isfinite(error[row]) else 0
+    relative = np.divide(error, size, out=np.where(error > 0, np.inf, 0.0), where=size > 0)
+    return Comparison(
+        tensor=tensor, passed=passes(observed64), observed=float(error[row]), bound=float(limit[row]),
+        unit="L2 norm of a row's difference", bound_source=source, where=(*row, element),
+        got=float(observed64[row][element]), wanted=float(expected[row][element]), relative=float(np.max(relative)),
+        controls=controls.run(
+            passes, observed64, surely_wrong=lambda candidate: bool(np.any(distance(candidate, observed64) > 2 * limit)),
+            just_above=_just_above(expected, expected, limit[..., None]),
+        ),
+    )  # fmt: skip
+
+
 def identical(tensor: str, observed: np.ndarray, expected: np.ndarray, source: str) -> Comparison:
     """Bit for bit the same, signs of zeros included; a NaN fails even where both have it."""
     _require_elements(tensor, observed)
@@ -112,6 +145,13 @@ def at_most(tensor: str, observed: float, bound: float, unit: str, source: str) 
         tensor=tensor, passed=observed <= bound, observed=observed, bound=bound, unit=unit, bound_source=source, where=None,
         controls=controls.Outcome(applied=1, caught=int(caught), missed=() if caught else ("just above",)),
     )  # fmt: skip
+
+
+def _norms(array: np.ndarray) -> np.ndarray:
+    """L2 norm of each row, scaled so that squares neither underflow nor overflow."""
+    largest = np.abs(array).max(axis=-1, keepdims=True)
+    scaled: np.ndarray = np.linalg.norm(array / np.where(largest > 0, largest, 1.0), axis=-1) * largest[..., 0]
+    return scaled
 
 
 def _least_headroom(error: np.ndarray, limit: np.ndarray) -> tuple[int, ...]:

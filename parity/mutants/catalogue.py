@@ -24,17 +24,19 @@ class _Entry(BaseModel):
     module: str
     find: str
     replace: str
+    located: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A named bug of one stack; `check` is the cheapest one that should see it."""
+    """A named bug of one stack; `check` is the cheapest one that should see it, `located` the operations that bisect must name."""
 
     name: str
     stack: str
     what: str
     check: str
     mutation: Mutation
+    located: tuple[str, ...] = ()
 
 
 @cache
@@ -44,6 +46,7 @@ def read_all() -> dict[str, Mutant]:
     return {
         name: Mutant(
             name=name, stack=entry.stack, what=entry.what, check=entry.check,
+            located=entry.located,
             mutation=Mutation(module=entry.module, find=entry.find, replace=entry.replace),
         )
         for name, entry in entries.items()

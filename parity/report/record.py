@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 
 from contract.worker.files import replacing
-
-Number = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["Infinity", "-Infinity", "NaN"]}]})]
-"""A float that may be no JSON number."""
+from parity.find.fault import Fault
+from parity.report.number import Number
 
 
 class Status(StrEnum):
@@ -49,6 +48,7 @@ class TensorResult(_Record):
     unit: str
     bound_source: str
     headroom: Number | None = Field(description="bound / observed; null where nothing was observed")
+    relative: Number | None = Field(default=None, description="graphs: the largest |difference| / |reference| of a row")
     case: str
 
 
@@ -73,6 +73,7 @@ class Result(_Record):
     reason: str = Field(default="", description="why it is not pass: what failed, died, was skipped or does not apply")
     tensors: tuple[TensorResult, ...] = ()
     controls: Controls = Controls()
+    faults: tuple[Fault, ...] = Field(default=(), description="graphs: the operations at fault, found by bisect")
     snippet: str = Field(default="", description="a program that shows the failure again")
 
 
@@ -111,6 +112,7 @@ class Run(_Record):
     seed: int
     false_alarm: float = Field(description="probability that a run of stacks that are right fails by chance")
     mutants: tuple[str, ...] = ()
+    model: str = Field(default="", description="the checkpoint of tier C: a name, a hub id or a folder")
     stacks: tuple[StackRecord, ...]
     results: tuple[Result, ...]
     problems: tuple[str, ...] = Field(default=(), description="what makes the run red besides its cells: expired or unused waivers")

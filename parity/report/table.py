@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from parity.checks.graph import MODEL, OF_A_MODEL
+from parity.report import graphs
 from parity.report.record import Result, Run, Status
 
 _STYLES = {
@@ -23,6 +25,8 @@ _SHORT_DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16"}
 def show(run: Run, console: Console) -> None:
     """Prints the table, the failures with their snippets, and the verdict in one line."""
     console.print(_table(run))
+    if any(tensor.relative is not None for result in run.results for tensor in result.tensors):
+        console.print(graphs.differences(run))
     for result in run.results:
         if result.status not in (Status.PASS, Status.NOT_APPLICABLE):
             console.print(_details(result))
@@ -81,6 +85,7 @@ def _details(result: Result) -> RenderableType:
     head = Text.from_markup(f"\n[bold]{escape(result.id)}[/] {_QUESTIONS.get(result.question, result.question)}, {who}, {result.dtype}: ")
     head.append(result.status.replace("_", " "), style=_STYLES[result.status])
     parts: list[RenderableType] = [head, Text(f"  {result.title}"), Text(f"  {result.reason}")]
+    parts += [graphs.fault(fault) for fault in result.faults]
     if result.bound_source:
         parts.append(Text(f"  bound: {result.bound_source}"))
     return Group(*parts)
@@ -90,6 +95,8 @@ def _again(run: Run, result: Result) -> str:
     """The command that asks this check again, of the same stacks, with the same draws."""
     devices = [f"--device {stack}={device}" for stack, device in zip(result.stacks, result.device, strict=True) if device != "CPU"]
     mutants = [f"--mutant {name}" for name in run.mutants]
+    if result.id in OF_A_MODEL and run.model != MODEL:
+        mutants.append(f"--model {run.model}")
     stacks = ",".join(result.stacks)
     return " ".join([f"parity run --only {result.id} --stacks {stacks}", *devices, *mutants, f"--profile {run.profile} --seed {run.seed}"])
 

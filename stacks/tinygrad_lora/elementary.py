@@ -113,6 +113,17 @@ def log(x: Tensor) -> Tensor:
     return _with_derivative(value, x, 1 / x)
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x), element by element, in the dtype of x (float32 or float64); of a negative x as e^x / (1 + e^x).
+
+    So no exponential overflows. The derivative is sigmoid(x) sigmoid(-x), in which nothing cancels.
+    """
+    negative = x < 0
+    decay = exp(negative.where(x, -x))
+    large, small = 1 / (decay + 1), decay / (decay + 1)
+    return _with_derivative(negative.where(small, large), x, large * small)
+
+
 def _power_of_two(n: Tensor, form: _Format, dtype: DType) -> Tensor:
     return ((n.cast(form.integer) + form.exponent_bias) << form.mantissa_bits).bitcast(dtype)
 

@@ -1,6 +1,6 @@
 """Cross-entropy.
 
-Shape suffixes: T tokens, V vocabulary.
+Shape suffixes: B sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,17 +34,48 @@ def cross_entropy(logits_TV: Tensor, labels_T: np.ndarray, *, reduction: str = "
     device = logits_TV.device
     valid_T1 = Tensor(supervised_T, device=device).reshape(-1, 1)
     label_T1 = Tensor(np.where(supervised_T, labels_T, 0).astype(np.int32), device=device).reshape(-1, 1)
+    total = _total(logits_TV, label_T1, valid_T1)
+    if reduction == "sum":
+        return total
+    # a tensor and not a number: a number would become part of the kernel, compiled anew for each count
+    return total / Tensor(np.array([supervised_T.sum()], dtype=np.float32), device=device).cast(logits_TV.dtype)
+
+
+def next_tokens(labels_BT: np.ndarray, *, dtype: str, ignore_index: int) -> dict[str, np.ndarray]:
+    """What `next_token_loss` takes of labels: the label of the token after each one, which of them count, and how many do.
+
+    Args:
+        labels_BT: int64; of each sequence the first is nothing's next token, and the last token has none.
+
+    Returns:
+        next_token (int32) and counted (bool), [B * T, 1]; count, of shape [1], in `dtype`.
+    """
+    next_BT = np.full_like(labels_BT, ignore_index)
+    next_BT[:, :-1] = labels_BT[:, 1:]
+    counted_T1 = (next_BT != ignore_index).reshape(-1, 1)
+    next_token_T1 = np.where(counted_T1, next_BT.reshape(-1, 1), 0).astype(np.int32)
+    return {"next_token": next_token_T1, "counted": counted_T1, "count": np.array([counted_T1.sum()], dtype=dtype)}
+
+
+def next_token_loss(logits_BTV: Tensor, next_token_T1: Tensor, counted_T1: Tensor, count_1: Tensor) -> Tensor:
+    """The mean of -log softmax(logits[b, t])[labels[b, t + 1]] over the labels that count, of shape [1].
+
+    Args:
+        logits_BTV: float32 or float64; accumulated in that dtype. T in the other names: all tokens of all sequences.
+        next_token_T1, counted_T1, count_1: as `next_tokens` makes them.
+    """
+    return _total(logits_BTV.reshape(-1, logits_BTV.shape[-1]), next_token_T1, counted_T1) / count_1
+
+
+def _total(logits_TV: Tensor, label_T1: Tensor, valid_T1: Tensor) -> Tensor:
+    """The sum of logsumexp(logits[t]) - logits[t, label[t]] over the valid rows, of shape [1]."""
     # where, not a product: an ignored row may hold infinities, and 0 * inf is no zero
     kept_TV = valid_T1.where(logits_TV, 0)
     shifted_TV = kept_TV - kept_TV.max(axis=1, keepdim=True).detach()
     chosen_TV = Tensor.arange(int(logits_TV.shape[1]), dtype=dtypes.int32).reshape(1, -1) == label_T1
     picked_T1 = chosen_TV.where(shifted_TV, 0).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)
     loss_T1 = log(exp(shifted_TV).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)) - picked_T1
-    total = valid_T1.where(loss_T1, 0).sum(axis=0, dtype=logits_TV.dtype)
-    if reduction == "sum":
-        return total
-    # a tensor and not a number: a number would become part of the kernel, compiled anew for each count
-    return total / Tensor(np.array([supervised_T.sum()], dtype=np.float32), device=device).cast(logits_TV.dtype)
+    return valid_T1.where(loss_T1, 0).sum(axis=0, dtype=logits_TV.dtype)
 
 
 def _check_labels(labels_T: np.ndarray, vocabulary: int, reduction: str, ignore_index: int) -> np.ndarray:

@@ -90,6 +90,18 @@ def unnest(absmax_codes_B: Tensor, nested_absmax_S: Tensor, offset_1: Tensor) ->
     return product_B + offset_1
 
 
+def encode(weight_OI: Tensor, *, block_size: int, double_quant: bool) -> tuple[Tensor, Tensor]:
+    """What a float32 weight becomes where it is kept as NF4: packed_P (uint8), and the absmax_B (float32) that its codes scale.
+
+    With `double_quant` absmax is what its own nested statistics give back.
+    """
+    _, packed_P, absmax_B = quantize(weight_OI, block_size)
+    if double_quant:
+        offset_1 = offset(absmax_B).realize()
+        absmax_B = unnest(*nest(absmax_B, offset_1), offset_1).contiguous().realize()
+    return packed_P, absmax_B
+
+
 def dequantize(packed_P: Tensor, absmax_B: Tensor, *, block_size: int, out_features: int, in_features: int) -> Tensor:
     """weight = f32(value[code] * absmax of its block), float32 [O, I]; not computed until it is used."""
     elements = out_features * in_features

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tinygrad import Device, Tensor
-from tinygrad.helpers import DEV
+from tinygrad.helpers import DEV, PARALLEL
 
 from contract.errors import MissingError, UserError
+from contract.worker.graph import GraphPlan
 from contract.worker.operations import OPERATIONS, expected_answer, wanted_gradients
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
 from stacks.tinygrad_lora import compiler, elementary, linear, loss, nf4, probe, webgpu
+from stacks.tinygrad_lora.session import Session
 
 DEVICES = ("CPU", "CUDA", "WEBGPU", "CL", "METAL")
+PATHS = ("nf4_linear",)
+"""The production paths that this stack has beside the plain one."""
 IGNORE_INDEX = -100
 """The label of a row that does not count, where a request names none (as in PyTorch)."""
 
@@ -36,7 +40,7 @@ class TinygradLora:
 
     Args:
         device: CPU, CUDA, WEBGPU, CL or METAL.
-        channel: the worker's progress channel; nothing here is long enough to use it.
+        channel: the worker's progress channel, for requests on a whole graph.
 
     Raises:
         UserError: an unknown device.
@@ -52,12 +56,16 @@ class TinygradLora:
         if device == "WEBGPU":
             webgpu.prepare()
         DEV.value = device
+        # kernels are compiled in this process: a pool's processes start cold, outlive a worker that is killed, and gain nothing on two cores
+        PARALLEL.value = 0
         try:
             Device[device]
         except Exception as error:
             raise MissingError(f"tinygrad can't open {device} here ({error}); install its driver, or use the device CPU") from error
         self._device, self._channel = device, channel
         self._dtypes = probe.dtypes_of(device)
+        self._name = ""
+        self._session: Session | None = None
 
     def probe(self) -> Reply:
         """What this machine's device can do; see `stacks.tinygrad_lora.probe`."""
@@ -82,6 +90,52 @@ class TinygradLora:
             outputs[name] = gradient
         Tensor.realize(*outputs.values())
         return Reply(tensors={name: tensor.numpy().reshape(answer[name][0]) for name, tensor in outputs.items()})
+
+    def open(self, graph: str, plan: Attributes, tensors: Tensors) -> Reply:
+        """Opens a graph in place of the one that was open.
+
+        Raises:
+            NotSupported: a dtype that the device lacks, or a path that this stack lacks.
+            ValueError: a plan or tensors that are none.
+        """
+        checked = GraphPlan.model_validate(plan)
+        self._require_plan(checked)
+        self._name, self._session = "", None  # what it held goes before the next one comes
+        self._session = Session(checked, tensors, device=self._device, channel=self._channel)
+        self._name = graph
+        return Reply()
+
+    def state(self, graph: str, tensors: Tensors | None = None) -> Reply:
+        """Sets the open graph's adapter; without tensors, answers it."""
+        return Reply(tensors=self._opened(graph).state(tensors))
+
+    def forward(self, graph: str, taps: Sequence[str], tensors: Tensors) -> Reply:
+        """The wanted taps of the open graph."""
+        return Reply(tensors=self._opened(graph).forward(taps, tensors))
+
+    def gradients(self, graph: str, taps: Sequence[str], tensors: Tensors) -> Reply:
+        """As `forward`, and the gradient of each adapter matrix."""
+        return Reply(tensors=self._opened(graph).gradients(taps, tensors))
+
+    def block(self, graph: str, section: str, tensors: Tensors) -> Reply:
+        """One section of the open graph, on given inputs."""
+        return Reply(tensors=self._opened(graph).block(section, tensors))
+
+    def _opened(self, graph: str) -> Session:
+        if self._session is None or graph != self._name:
+            is_open = "none is open" if self._session is None else f"{self._name!r} is open"
+            raise ValueError(f"graph {graph!r} was asked of, and {is_open}; open {graph!r} first")
+        return self._session
+
+    def _require_plan(self, plan: GraphPlan) -> None:
+        if plan.dtype not in self._dtypes:
+            raise NotSupported(f"tinygrad_lora opens no graph in {plan.dtype} on {self._device}; allowed: {', '.join(self._dtypes)}")
+        strange = sorted(set(plan.paths) - set(PATHS))
+        if strange:
+            raise NotSupported(f"tinygrad_lora has no path {strange[0]!r}; allowed: {', '.join(PATHS)}")
+        if "nf4_linear" in plan.paths and (plan.dtype != "float32" or plan.base is None):
+            got = f"{plan.dtype} and {'no' if plan.base is None else 'an'} NF4 base"
+            raise NotSupported(f"the path nf4_linear takes float32 and an NF4 base; the plan has {got}; change it, or leave the path out")
 
     def _entry(self, op: str, attrs: Attributes) -> _Entry:
         if op not in _ENTRIES:

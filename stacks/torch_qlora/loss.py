@@ -1,11 +1,16 @@
 """Cross-entropy of token logits.
 
-Shape legend: T tokens, V vocabulary.
+Shape legend: T tokens, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch.utils.checkpoint import checkpoint
+
+from stacks.torch_qlora.linear import linear
 
 REDUCTIONS = ("mean", "sum")
 
@@ -28,6 +33,30 @@ def cross_entropy(logits_TV: torch.Tensor, labels_T: torch.Tensor, *, reduction:
             "give at least one supervised row, or reduction = 'sum'"
         )
     return torch.nn.functional.cross_entropy(logits_TV, labels_T, reduction=reduction, ignore_index=ignore_index)
+
+
+def chunked_cross_entropy(x_TD: torch.Tensor, head_VD: torch.Tensor, labels_T: torch.Tensor, *, ignore_index: int) -> torch.Tensor:
+    """The mean cross-entropy of logits = x head^T, without the [T, V] matrix of logits. Scalar, in x's dtype.
+
+    Rows go in about sqrt(T) chunks of about sqrt(T) rows; a chunk's logits are made again in the backward pass, so that no two
+    chunks' logits are held at once.
+
+    Raises:
+        ValueError: a label outside the vocabulary, or no supervised row.
+    """
+    count = int((labels_T != ignore_index).sum())
+    if count == 0:
+        raise ValueError(
+            f"cross_entropy: all {labels_T.numel()} labels are ignore_index ({ignore_index}); give at least one supervised row"
+        )
+
+    def chunk_sum(x_CD: torch.Tensor, labels_C: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(linear(x_CD, head_VD), labels_C, reduction="sum", ignore_index=ignore_index)
+
+    rows = math.isqrt(labels_T.numel() - 1) + 1
+    chunks = zip(torch.split(x_TD, rows), torch.split(labels_T, rows), strict=True)
+    sums = [checkpoint(chunk_sum, x_CD, labels_C, use_reentrant=False, preserve_rng_state=False) for x_CD, labels_C in chunks]
+    return torch.stack(sums).sum() / count
 
 
 def _require_in_vocabulary(labels_T: torch.Tensor, supervised_T: torch.Tensor, *, vocabulary: int, ignore_index: int) -> None:

@@ -14,6 +14,7 @@ from functools import cache
 
 import torch
 from bitsandbytes import functional, matmul_4bit
+from torch import nn
 
 from contract.worker.operations import NESTED_BLOCK_SIZE
 
@@ -197,6 +198,42 @@ def linear(
         return torch.nn.functional.linear(x_TI, weight, bias_O)
     state = _state(quantized.absmax, block_size=block_size, shape=(out_features, in_features))
     return matmul_4bit(x_TI, quantized.packed[:, None], bias=bias_O, quant_state=state)  # type: ignore[no-any-return]
+
+
+class Linear4bit(nn.Linear):
+    """A frozen linear whose weight lies in NF4, its absmax nested where `double_quant`; in bitsandbytes' Linear4bit's place.
+
+    Args:
+        weight_OI: float32; quantised here and let go.
+
+    Raises:
+        ValueError: as `quantize`.
+    """
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, block_size: int, double_quant: bool) -> None:
+        super().__init__(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, device="meta")
+        quantized = quantize(weight_OI, block_size)
+        self.block_size, self.double_quant = block_size, double_quant
+        self.weight = nn.Parameter(quantized.packed, requires_grad=False)
+        if bias_O is not None:
+            self.bias = nn.Parameter(bias_O, requires_grad=False)
+        mean = offset(quantized.absmax)
+        self.absmax = (*nest(quantized.absmax, mean), mean) if double_quant else (quantized.absmax,)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """y [..., O] of x [..., I], float32."""
+        return linear(x, self._quantized(), self.bias, **self._shape())
+
+    def dequantized(self) -> torch.Tensor:
+        """The weight that the codes stand for, [O, I] float32."""
+        return dequantize(self._quantized(), **self._shape())
+
+    def _quantized(self) -> Quantized:
+        absmax = unnest(*self.absmax) if self.double_quant else self.absmax[0]
+        return Quantized(packed=self.weight, absmax=absmax)
+
+    def _shape(self) -> dict[str, int]:
+        return {"block_size": self.block_size, "out_features": self.out_features, "in_features": self.in_features}
 
 
 def _cpu_kernel_is_wrong_for(device: torch.device, in_features: int, block_size: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from contract.worker.operations import OPERATIONS, Operation, expected_answer
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
 from stacks.torch_qlora import elementary, linear, loss, nf4, probe
+
+if TYPE_CHECKING:
+    from stacks.torch_qlora.session import Session
 
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
 IGNORE_INDEX = -100
@@ -65,6 +70,33 @@ class TorchQlora:
             outputs = entry.compute(attrs, inputs)
         outputs |= _gradients(operation, wanted, inputs, outputs)
         return Reply(tensors={name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()})
+
+    def open(self, graph: str, plan: Attributes, tensors: Tensors) -> Reply:
+        """See `stacks.torch_qlora.session.Session.open`."""
+        return self._session.open(graph, plan, tensors)
+
+    def state(self, graph: str, tensors: Tensors | None = None) -> Reply:
+        """See `stacks.torch_qlora.session.Session.state`."""
+        return self._session.state(graph, tensors)
+
+    def forward(self, graph: str, taps: Sequence[str], tensors: Tensors) -> Reply:
+        """See `stacks.torch_qlora.session.Session.forward`."""
+        return self._session.forward(graph, taps, tensors)
+
+    def gradients(self, graph: str, taps: Sequence[str], tensors: Tensors) -> Reply:
+        """See `stacks.torch_qlora.session.Session.gradients`."""
+        return self._session.gradients(graph, taps, tensors)
+
+    def block(self, graph: str, section: str, tensors: Tensors) -> Reply:
+        """See `stacks.torch_qlora.session.Session.block`."""
+        return self._session.block(graph, section, tensors)
+
+    @cached_property
+    def _session(self) -> Session:
+        # Imported here: peft brings transformers, seconds that a worker without a graph need not wait.
+        from stacks.torch_qlora.session import Session
+
+        return Session(self._device)
 
     def _entry(self, op: str, attrs: Attributes) -> _Entry:
         if op not in _ENTRIES:

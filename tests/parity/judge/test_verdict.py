@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from parity.judge.bounds import Bound
-from parity.judge.verdict import Comparison, at_most, identical, root_mean_square, within
+from parity.judge.verdict import Comparison, at_most, identical, root_mean_square, rows, within
 
 RNG = np.random.default_rng(7)
 X = RNG.standard_normal((3, 5))
@@ -19,6 +19,7 @@ Compare = Callable[[np.ndarray, np.ndarray], Comparison]
 COMPARISONS: dict[str, Compare] = {
     "within": lambda observed, expected: within("y", observed, expected, LIMIT),
     "root mean square": lambda observed, expected: root_mean_square("y", observed, expected, np.full(X.shape, 1e-3), 2.0, SOURCE),
+    "rows": lambda observed, expected: rows("y", observed, expected, np.full(X.shape[:-1], 1e-3), SOURCE),
     "identical": lambda observed, expected: identical("y", observed, expected, SOURCE),
 }
 
@@ -195,3 +196,28 @@ def test_at_most() -> None:
 
 def test_an_infinite_limit_of_one_number_is_not_trusted() -> None:
     assert at_most("y", 1.0, float("inf"), "ulp", SOURCE).controls.missed == ("just above",)
+
+
+def test_rows_are_judged_each_by_its_own_limit() -> None:
+    expected = np.array([[1000.0, 0.0], [0.001, 0.0]])
+    observed = expected + np.array([[0.5, 0.0], [0.0, 0.0005]])
+    verdict = rows("y", observed, expected, np.array([1.0, 0.0004]), SOURCE)
+    assert not verdict.passed
+    assert verdict.where == (1, 1)
+    assert (verdict.got, verdict.wanted) == (0.0005, 0.0)
+    assert verdict.observed == pytest.approx(0.0005)
+    assert verdict.bound == 0.0004
+    assert verdict.relative == pytest.approx(0.5), "the largest of any row, not that of the whole tensor"
+    assert rows("y", observed, expected, np.array([1.0, 0.0006]), SOURCE).passed
+
+
+def test_a_row_that_must_be_zero_is_zero_to_the_last_bit() -> None:
+    zeros = np.zeros((2, 3))
+    limit = np.zeros(2)
+    assert rows("y", zeros, zeros, limit, SOURCE).passed
+    assert rows("y", zeros, zeros, limit, SOURCE).relative == 0
+    wrong = zeros.copy()
+    wrong[1, 2] = 5e-324
+    verdict = rows("y", wrong, zeros, limit, SOURCE)
+    assert not verdict.passed
+    assert verdict.relative == np.inf

@@ -1,0 +1,125 @@
+"""A whole graph as a case: its plan, weights, adapter and batch; and the request that asks a stack for all of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from contract.worker import files, graph, taps
+from contract.worker.answers import ProtocolBroken
+from contract.worker.files import FileReference
+from contract.worker.graph import GraphPlan
+from contract.worker.process import Pending, StackProcess
+from parity.checks.check import Arrays, Case
+from parity.reference import nf4
+
+Weights = Mapping[str, np.ndarray | FileReference]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GraphCase(Case):
+    """One model and one batch.
+
+    plan:     in float64, without production paths
+    weights:  base weights by name, as arrays or in files
+    adapter:  A and B of each linear, float32
+    ids:      int64 [B, T]; labels as well
+    seed:     of the perturbation
+    """
+
+    plan: GraphPlan
+    weights: Weights
+    adapter: Arrays
+    ids: np.ndarray
+    labels: np.ndarray
+    seed: int
+
+    def weight(self, name: str) -> np.ndarray:
+        """A base weight as the graph means it: float32, of an NF4 base dequantised."""
+        if self.plan.base is None or name.rpartition(".")[2] not in taps.LINEARS:
+            return self._stored(name)
+        return self.once(f"nf4 {name}", lambda: self._dequantized(name))
+
+    def _stored(self, name: str) -> np.ndarray:
+        weight = self.weights[name]
+        return (files.load(weight) if isinstance(weight, FileReference) else weight).astype(np.float32, copy=False)
+
+    def _dequantized(self, name: str) -> np.ndarray:
+        base, weight = self.plan.base, self._stored(name)
+        assert base is not None
+        quantized = nf4.quantize(weight, base.block_size)
+        absmax = quantized.absmax
+        if base.double_quant:
+            offset = np.asarray(absmax.mean(dtype=np.float64), dtype=np.float32)
+            absmax = nf4.unnest(*nf4.nest(absmax, offset), offset)
+        return nf4.dequantize(quantized.packed, absmax, base.block_size, (weight.shape[0], weight.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GraphAsk:
+    """Forward and backward pass of a case's graph, every tap and every adapter gradient (an Ask)."""
+
+    case: GraphCase
+    plan: GraphPlan
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The taps that are asked for; a loss in chunks has no logits to show."""
+        names = taps.full_names(self.plan.layout.num_hidden_layers, self.plan.targets)
+        return tuple(name for name in names if not (name == "logits" and "chunked_loss" in self.plan.paths))
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for the same case and plan."""
+        return id(self.case), self.plan.model_dump_json()
+
+    def send(self, process: StackProcess) -> Pending:
+        """Has the graph opened, and asks; waits for the first and not for the second."""
+        open_graph(process, self.plan, self.case.weights, self.case.adapter)
+        values = {"graph": process.graph, "taps": list(self.wanted)}
+        return process.submit("gradients", values, {"ids": self.case.ids, "labels": self.case.labels})
+
+    def require(self, stack: str, answered: Arrays) -> None:
+        """Holds the answer against the table of taps."""
+        batch, tokens = self.case.ids.shape
+        require_answer(stack, graph.expected_graph_answer(self.plan, self.wanted, batch, tokens, gradients=True), answered)
+
+
+def open_graph(process: StackProcess, plan: GraphPlan, weights: Weights, adapter: Arrays) -> None:
+    """Has a stack hold the plan's graph with this adapter; only the adapter travels where the graph is open already.
+
+    Raises:
+        HarnessError, RequestFailed: as StackProcess.request.
+    """
+    needed = {name: weights[name] for name in graph.weights(plan)}
+    own = {name: adapter[name] for name in graph.adapter(plan)}
+    name = _identity(plan, needed)
+    if process.graph == name:
+        if own:
+            process.request("state", {"graph": name}, own)
+        return
+    process.graph = None
+    process.request("open", {"graph": name, "plan": plan.model_dump(mode="json")}, {**needed, **own})
+    process.graph = name
+
+
+def require_answer(stack: str, expected: graph.Expected, answered: Arrays) -> None:
+    """Holds an answer's tensors against their shapes and dtypes.
+
+    Raises:
+        ProtocolBroken: one is missing, extra, of the wrong shape or dtype.
+    """
+    got = {name: (tensor.shape, tensor.dtype.name) for name, tensor in answered.items()}
+    for name in sorted(set(expected) | set(got)):
+        if got.get(name) != expected.get(name):
+            raise ProtocolBroken(f"{stack}: broke the protocol: answered {name} as {got.get(name)}, must be {expected.get(name)}")
+
+
+def _identity(plan: GraphPlan, weights: Weights) -> str:
+    digest = hashlib.sha256(plan.model_dump_json().encode())
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name}\n".encode())
+        digest.update(f"{weight.sha256} {weight.tensor}".encode() if isinstance(weight, FileReference) else weight.tobytes())
+    return digest.hexdigest()

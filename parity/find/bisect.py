@@ -1,0 +1,205 @@
+"""Which operations of a stack are wrong: each section, and each operation inside it, on the reference's inputs.
+
+A section that is given the reference's inputs can't be wrong because of an earlier one, and an operation that is given the
+reference's taps can't be wrong because of another one: a local fault is told from drift, and every independent fault is found.
+The reference has the weights of one section at a time in memory. So has the stack, where the whole graph would take more than a
+quarter of the memory that is free; else it has the whole graph open, as the run had that failed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from contract.worker import graph, taps
+from contract.worker.graph import ROPE_TABLES, GraphPlan
+from contract.worker.process import StackProcess
+from contract.worker.stack import Elementary
+from contract.worker.taps import EMBEDDING, HEAD
+from parity.checks.check import Arrays
+from parity.checks.graph_case import GraphCase, open_graph, require_answer
+from parity.find.fault import Fault
+from parity.judge import confidence, perturb
+from parity.judge.verdict import Comparison, rows
+from parity.reference.llama import Oracle
+
+RUNS = 30
+NO_SINGLE_OPERATION = "no single operation: a tap is shown, and another value used"
+
+Direction = Literal["forward", "backward"]
+Progress = Callable[[str, int, int], None]
+"""Called with the section, how many are done, and how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """One operation that is wrong in one section."""
+
+    operation: str
+    section: str
+    direction: Direction
+    comparison: Comparison
+
+
+def faults(
+    case: GraphCase,
+    plan: GraphPlan,
+    process: StackProcess,
+    declared: Sequence[Elementary],
+    *,
+    progress: Progress = lambda section, done, total: None,
+) -> list[Fault]:
+    """Every operation that is wrong in a stack's graph of `plan`, in the order of computation.
+
+    Raises:
+        HarnessError, RequestFailed: as StackProcess.request.
+    """
+    exp_ulp = max(one.ulp for one in declared if one.function == "exp")
+    trace = Oracle(case.plan, case.weight, case.adapter).graph(case.ids, case.labels, keep=lambda name: name in ROPE_TABLES)
+    found: list[_Found] = []
+    sections = taps.sections(plan.layout.num_hidden_layers)
+    whole = _bytes(plan) * 4 <= _free_bytes()
+    for done, section in enumerate(sections):
+        progress(section, done, len(sections))
+        given = _given(case, section, trace.inputs, trace.input_bars, trace.taps, plan.dtype)
+        found += _Section(case, plan if whole else _alone(plan, section), process, section, given, exp_ulp).faults()
+        case.forget()
+    return _grouped(process.name, found)
+
+
+def _alone(plan: GraphPlan, section: str) -> GraphPlan:
+    return plan.model_copy(update={"sections": (section,)})
+
+
+def _bytes(plan: GraphPlan) -> int:
+    """What the plan's weights take in its dtype."""
+    return sum(math.prod(shape) for shape, _ in graph.weights(plan).values()) * np.dtype(plan.dtype).itemsize
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _given(case: GraphCase, section: str, inputs: Arrays, input_bars: Arrays, tables: Arrays, dtype: str) -> dict[str, np.ndarray]:
+    """What a section is given: the reference's values, rounded to the stack's dtype."""
+    if section == EMBEDDING:
+        return {"ids": case.ids}
+    given = {"input": inputs[section].astype(dtype)}
+    if section == HEAD:
+        return {**given, "labels": case.labels, "bar.loss": np.ones((), dtype=dtype)}
+    names = taps.sections(case.plan.layout.num_hidden_layers)
+    after = names[names.index(section) + 1]
+    tables = {f"override.{name}": tables[name].astype(dtype) for name in ROPE_TABLES}
+    return {**given, **tables, "bar.output": input_bars[after].astype(dtype)}
+
+
+class _Section:
+    """One section of one stack, held against the reference on the same inputs."""
+
+    def __init__(
+        self, case: GraphCase, plan: GraphPlan, process: StackProcess, section: str, given: Mapping[str, np.ndarray], exp_ulp: float
+    ) -> None:
+        self._case, self._section, self._given, self._exp_ulp = case, section, given, exp_ulp
+        self._plan, self._process = plan, process
+        self._taps = {tap.name: tap for tap in taps.section_taps(section, plan.targets)}
+        open_graph(process, plan, case.weights, case.adapter)
+
+    def faults(self) -> list[_Found]:
+        """The operations at fault; none where the whole section is right."""
+        whole = [one for one in self._compare(self._given) if not one.passed]
+        if not whole:
+            return []
+        local = list(self._operations())
+        if local:
+            return local
+        return [_Found(operation=NO_SINGLE_OPERATION, section=self._section, direction="forward", comparison=whole[0])]
+
+    def _operations(self) -> Iterator[_Found]:
+        """Each tap, and each gradient, from the reference's taps and cotangents alone."""
+        forced = self._forced()
+        for one in self._compare(forced):
+            if one.passed:
+                continue
+            if not one.tensor.startswith("grad."):
+                yield _Found(operation=one.tensor, section=self._section, direction="forward", comparison=one)
+                continue
+            for operation, comparison in self._backward(one, forced):
+                yield _Found(operation=operation, section=self._section, direction="backward", comparison=comparison)
+
+    def _backward(self, wrong: Comparison, forced: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Comparison]]:
+        """The operations that send a wrong gradient to a tensor, out of all that take it."""
+        of = wrong.tensor.removeprefix("grad.")
+        if of.endswith((".lora_a", ".lora_b")):
+            yield f"{of.rpartition('.')[0]}.{'lora_ax' if of.endswith('lora_a') else 'lora_bax'}", wrong
+            return
+        takers = [tap.name for tap in self._taps.values() if of in tap.inputs]
+        if len(takers) == 1:
+            yield takers[0], wrong
+            return
+        bars = {f"bar.{name}" for name in self._taps}
+        for taker in takers:
+            alone = {name: array for name, array in forced.items() if name not in bars or name == f"bar.{taker}"}
+            for one in self._compare(alone, only=wrong.tensor):
+                if not one.passed:
+                    yield taker, one
+
+    def _forced(self) -> dict[str, np.ndarray]:
+        """The section's request with every tap but the last overridden, and every cotangent given."""
+        oracle, dtype = Oracle(self._case.plan, self._case.weight, self._case.adapter), self._plan.dtype
+        given = _widened(self._given)
+        values, bars = oracle.section(self._section, given), oracle.cotangents(self._section, given)
+        last = list(self._taps)[-1]
+        forced = dict(self._given)
+        forced |= {f"override.{name}": values[name].astype(dtype) for name in self._taps if name != last and name in values}
+        forced |= {f"bar.{name}": bar.astype(dtype) for name, bar in bars.items()}
+        return forced
+
+    def _compare(self, tensors: Mapping[str, np.ndarray], only: str = "") -> list[Comparison]:
+        answer = self._process.request("block", {"graph": self._process.graph, "section": self._section}, tensors).tensors
+        batch, tokens = self._case.ids.shape
+        require_answer(self._process.name, graph.expected_block_answer(self._plan, self._section, tensors, batch, tokens), answer)
+        exact, response = perturb.respond_section(
+            self._case.plan, self._section, self._case.weight, self._case.adapter, _widened(tensors),
+            runs=RUNS, seed=self._case.seed, exp_ulp=self._exp_ulp,
+        )  # fmt: skip
+        sections = len(taps.sections(self._plan.layout.num_hidden_layers))
+        per_row = confidence.FALSE_ALARM / sections / sum(response.rows[name].size for name in answer)
+        comparisons = []
+        for name in answer:
+            if only and name != only:
+                continue
+            limit = perturb.row_limits(np.atleast_1d(response.rows[name]), dtype=self._plan.dtype, runs=RUNS, false_alarm=per_row)
+            observed, wanted = (array.reshape(1, 1) if array.ndim == 0 else array for array in (answer[name], exact[name]))
+            comparisons.append(rows(name, observed, wanted, limit, "the reference's own inputs (docs/theory.md)"))
+        return comparisons
+
+
+def _widened(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in tensors.items()}
+
+
+def _grouped(stack: str, found: Sequence[_Found]) -> list[Fault]:
+    """One fault an operation, with all the sections and directions in which it is wrong."""
+    by_operation: dict[str, list[_Found]] = {}
+    for one in found:
+        by_operation.setdefault(one.operation, []).append(one)
+    made = []
+    for operation, group in by_operation.items():
+        directions: set[Direction] = {one.direction for one in group}
+        shown = next((one for one in group if one.direction == "forward"), group[0]).comparison
+        assert shown.where is not None
+        assert shown.got is not None
+        assert shown.wanted is not None
+        made.append(
+            Fault(
+                stack=stack, operation=operation, direction="both" if len(directions) == 2 else directions.pop(),
+                sections=tuple(dict.fromkeys(one.section for one in group)), tensor=shown.tensor, where=shown.where,
+                got=shown.got, wanted=shown.wanted, observed=shown.observed, bound=shown.bound, relative=shown.relative or 0.0,
+            )
+        )  # fmt: skip
+    return made

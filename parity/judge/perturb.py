@@ -1,0 +1,182 @@
+"""How far rounding errors may carry a graph's values: its response to random errors at every operation (docs/theory.md, section Graphs).
+
+Monte-Carlo arithmetic (Parker 1997, *Monte Carlo Arithmetic*, UCLA CSD-970002; Denis, de Oliveira Castro & Petit 2016, Verificarlo,
+arXiv:1509.01347): the float64 oracle is run again and again, each time with an independent error at each operation of the forward and
+the backward pass, of the size that a correct implementation errs by there (parity/reference/rounding.py). To first order in u the
+response is linear, so one set of runs at u = 2^-30 serves every dtype. It's taken on the oracle: a threshold that is taken from a
+stack under test moves with that stack's bugs.
+
+Legend: P runs, B sequences, T tokens; a row is a tensor's last axis.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from contract.worker.graph import GraphPlan
+from contract.worker.taps import prefix
+from parity.judge.bounds import unit_roundoff
+from parity.reference.llama import Oracle, Trace
+from parity.reference.rounding import Size
+from parity.reference.tape import Kind
+
+INJECTED = 2.0**-30
+"""The u of the runs: the square of it, which first order neglects, and float64's own u both lie far below it."""
+
+ROWS_AT_ONCE = 192
+"""Tokens times runs of one pass: enough that a weight read once serves many rows, few enough for their activations to fit."""
+
+_PARALLEL = 1 << 15
+"""From so many elements on, runs draw their errors in parallel."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Response:
+    """What `runs` perturbed runs deviated by, per unit of u.
+
+    rows: name (a tap's, or `grad.` and a matrix's) -> [shape[:-1]]: the root mean square over runs of the L2 norm of each row's
+    deviation. A scalar is a row of its own, of shape ().
+    """
+
+    runs: int
+    rows: Mapping[str, np.ndarray]
+
+
+def respond(
+    plan: GraphPlan, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray], ids: np.ndarray, labels: np.ndarray, *,
+    runs: int = 30, seed: int, exp_ulp: float, keep: Callable[[str], bool] = all, progress: Progress = lambda done, total: None,
+) -> tuple[Trace, Response]:  # fmt: skip
+    """The exact pass and the response to it, of every tap and adapter gradient.
+
+    A plan in float32 has RoPE tables that err by their cast alone; in float64 their angles err as well, so that plan's response holds
+    for float32 too, but loosely there. exp_ulp: the worst that any stack under test declares of exp and log. keep: which taps.
+    """
+    sizes = _Sizes(exp_ulp)
+    trace = Oracle(plan, weight, adapter, noise=sizes).graph(ids, labels, keep=keep)
+    sums = _RowSums(trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()})
+
+    def see(section: str, kind: Kind, name: str, value: np.ndarray) -> None:
+        if kind != "bar" and name != "input":
+            sums.add(("grad." if kind == "grad" else "") + prefix(section) + name, value)
+
+    for noise in _chunks(sizes, runs, seed, ids.size, progress):
+        Oracle(plan, weight, adapter, noise=noise).walk(ids, labels, see)
+        sums.count(noise.runs)
+    return trace, sums.response()
+
+
+def respond_section(
+    plan: GraphPlan, section: str, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray], *, runs: int = 30, seed: int, exp_ulp: float,
+) -> tuple[dict[str, np.ndarray], Response]:  # fmt: skip
+    """As `respond`, for one `block` request: the exact answer and the response, by the answer's names.
+
+    Where every tap is overridden, each is one operation's own error.
+    """
+    sizes = _Sizes(exp_ulp)
+    exact = Oracle(plan, weight, adapter, noise=sizes).section(section, tensors)
+    sums = _RowSums(exact)
+    tokens = next(tensors[name] for name in ("ids", "input") if name in tensors).shape
+    for noise in _chunks(sizes, runs, seed, tokens[0] * tokens[1], lambda done, total: None):
+        for name, value in Oracle(plan, weight, adapter, noise=noise).answer(section, tensors).items():
+            sums.add(name, value)
+        sums.count(noise.runs)
+    return exact, sums.response()
+
+
+def row_limits(response_rows: np.ndarray, *, dtype: str, runs: int, false_alarm: float, sides: int = 1) -> np.ndarray:
+    """The bound on the L2 norm of each row's error: sqrt(sides) u rows sqrt(F.isf(false_alarm, 1, runs)).
+
+    To first order an error is Gaussian, its squared norm a quadratic form; of all such of one mean, that of rank one has the heaviest
+    tail (Székely & Bakirov 2003, *Extremal probabilities for Gaussian quadratic forms*), and over the runs' mean square that is F
+    with 1 and `runs` degrees of freedom, the square of Student's t. `sides`: 2 where two stacks, each with errors of its own, are compared.
+    """
+    quantile = float(student.isf(false_alarm / 2, runs))
+    limits: np.ndarray = np.sqrt(sides) * unit_roundoff(dtype) * quantile * response_rows
+    return limits
+
+
+class _Sizes:
+    """A Noise that adds nothing and writes down how large each operation's error is, in units of u; None where it is zero."""
+
+    def __init__(self, exp_ulp: float) -> None:
+        self.exp_ulp = exp_ulp
+        self.of: dict[str, np.ndarray | None] = {}
+
+    def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
+        assert site not in self.of, site
+        found = size()
+        self.of[site] = np.broadcast_to(found, value.shape)[0].astype(np.float32) if np.any(found) else None
+        return value
+
+
+class _Draws:
+    """A Noise that adds an independent normal error of that size for each run; a run's errors are the same in any chunk."""
+
+    def __init__(self, sizes: _Sizes, seeds: Iterable[np.random.SeedSequence], pool: ThreadPoolExecutor) -> None:
+        self.exp_ulp = sizes.exp_ulp
+        self._sizes = sizes.of
+        self._generators = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]
+        self._pool = pool
+        self.runs = len(self._generators)
+
+    def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
+        scale = self._sizes[site]
+        if scale is None:
+            return value
+        noisy = np.empty((self.runs, *value.shape[1:]))
+
+        def draw(run: int) -> None:
+            error = self._generators[run].standard_normal((1, *scale.shape), dtype=np.float32)
+            error *= scale
+            mine = slice(run, run + 1)
+            np.multiply(error, INJECTED, out=noisy[mine], dtype=np.float64)
+            noisy[mine] += value[mine] if len(value) > 1 else value
+
+        each = self._pool.map if scale.size >= _PARALLEL else map
+        for _ in each(draw, range(self.runs)):
+            pass
+        return noisy
+
+
+class _RowSums:
+    """Sums over runs of the squared norm of each row's deviation from the exact value."""
+
+    def __init__(self, exact: Mapping[str, np.ndarray]) -> None:
+        self._exact = exact
+        self._squares = {name: np.zeros(value.shape[:-1]) for name, value in exact.items()}
+        self._runs = 0
+
+    def add(self, name: str, value: np.ndarray) -> None:
+        """One tensor of a chunk of runs [P, *shape]; one that no error has reached has P = 1 and deviates by nothing."""
+        if name not in self._exact:
+            return
+        deviation = value - self._exact[name]
+        of_rows = np.square(deviation) if deviation.ndim == 1 else np.einsum("...i,...i->...", deviation, deviation)
+        self._squares[name] = self._squares[name] + np.sum(of_rows, axis=0)
+
+    def count(self, runs: int) -> None:
+        """So many runs more have been added."""
+        self._runs += runs
+
+    def response(self) -> Response:
+        """Over all runs that were added."""
+        rows = {name: np.sqrt(squares / self._runs) / INJECTED for name, squares in self._squares.items()}
+        return Response(runs=self._runs, rows=rows)
+
+
+def _chunks(sizes: _Sizes, runs: int, seed: int, tokens: int, progress: Progress) -> Iterable[_Draws]:
+    seeds = np.random.SeedSequence(seed).spawn(runs)
+    at_once = max(1, min(runs, ROWS_AT_ONCE // tokens))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, runs, at_once):
+            yield _Draws(sizes, seeds[start : start + at_once], pool)
+            progress(min(start + at_once, runs), runs)

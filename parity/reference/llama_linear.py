@@ -1,0 +1,78 @@
+"""A frozen linear with LoRA on it, in float64, and its vector-Jacobian product.
+
+    y = x W^T + bias + s B (A x)                       Hu et al. 2021, arXiv:2106.09685, eq. 3
+
+Legend: P runs, B sequences, T tokens, I in_features, O out_features, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from contract.worker.taps import LINEARS
+from parity.reference.llama_operations import Constants, outer, outer_size, product, product_size
+from parity.reference.rounding import products, rounded
+from parity.reference.tape import Tape
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraLinear:
+    """One linear of a block; `lora_a_RI` and `lora_b_OR` are None where it has no LoRA."""
+
+    name: str
+    weight_OI: np.ndarray
+    bias_O: np.ndarray | None
+    lora_a_RI: np.ndarray | None
+    lora_b_OR: np.ndarray | None
+    constants: Constants
+
+    @property
+    def _input(self) -> str:
+        return LINEARS[self.name].input
+
+    def forward(self, tape: Tape, x_PBTI: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """y [P, B, T, O] and, with LoRA, A x [P, B, T, R], which the way back needs."""
+        base = product(x_PBTI, self.weight_OI.T) + (0.0 if self.bias_O is None else self.bias_O)
+
+        def base_size() -> np.ndarray:
+            if self.bias_O is None:
+                return product_size(base, x_PBTI, self.weight_OI.T)
+            squares = product(x_PBTI * x_PBTI, (self.weight_OI * self.weight_OI).T) + self.bias_O * self.bias_O
+            return products(base, squares, self.weight_OI.shape[1] + 1)
+
+        if self.lora_a_RI is None or self.lora_b_OR is None:
+            return tape.tap(self.name, base, base_size), None
+        a_IR, b_RO = self.lora_a_RI.T, self.lora_b_OR.T
+        base_PBTO = tape.tap(f"{self.name}.base", base, base_size)
+        ax = product(x_PBTI, a_IR)
+        ax_PBTR = tape.tap(f"{self.name}.lora_ax", ax, lambda: product_size(ax, x_PBTI, a_IR))
+        bax = product(ax_PBTR, b_RO)
+        bax_PBTO = tape.tap(f"{self.name}.lora_bax", bax, lambda: product_size(bax, ax_PBTR, b_RO))
+        scaled = self.constants.scaling * bax_PBTO
+        y = base_PBTO + scaled
+        return tape.tap(self.name, y, lambda: rounded(scaled, y)), ax_PBTR
+
+    def backward(self, tape: Tape, x_PBTI: np.ndarray, ax_PBTR: np.ndarray | None) -> None:
+        """B_bar = (s y_bar)^T (A x);  (A x)_bar = B^T (s y_bar);  A_bar = (A x)_bar^T x;  x_bar = W^T y_bar + A^T (A x)_bar."""
+        y_bar = tape.bar(self.name)
+        if self.lora_a_RI is not None and self.lora_b_OR is not None and ax_PBTR is not None:
+            a_RI, b_OR = self.lora_a_RI, self.lora_b_OR
+            scaled = self.constants.scaling * y_bar
+            tape.flow(f"{self.name}.base", y_bar)
+            tape.flow(f"{self.name}.lora_bax", scaled, lambda: rounded(scaled))
+            bax_bar = tape.bar(f"{self.name}.lora_bax")
+            b_bar = outer(bax_bar, ax_PBTR)
+            tape.grad(f"{self.name}.lora_b", b_bar, lambda: outer_size(b_bar, bax_bar, ax_PBTR))
+            inner = product(bax_bar, b_OR)
+            tape.flow(f"{self.name}.lora_ax", inner, lambda: product_size(inner, bax_bar, b_OR))
+            ax_bar = tape.bar(f"{self.name}.lora_ax")
+            a_bar = outer(ax_bar, x_PBTI)
+            tape.grad(f"{self.name}.lora_a", a_bar, lambda: outer_size(a_bar, ax_bar, x_PBTI))
+            low = product(ax_bar, a_RI)
+            tape.flow(self._input, low, lambda: product_size(low, ax_bar, a_RI))
+            y_bar = tape.bar(f"{self.name}.base")
+        through = product(y_bar, self.weight_OI)
+        base_bar = y_bar
+        tape.flow(self._input, through, lambda: product_size(through, base_bar, self.weight_OI))

@@ -1,0 +1,52 @@
+"""LoRA on a frozen linear (arXiv:2106.09685).
+
+Shape suffixes: B sequences, T tokens, I in_features, O out_features, R rank, P packed bytes, C blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tinygrad import Tensor
+
+from stacks.tinygrad_lora import nf4
+from stacks.tinygrad_lora.hook import Hook
+from stacks.tinygrad_lora.linear import frozen_linear, linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linears:
+    """The linears of one section, by name: y = x W^T + bias, and with an adapter y + s (x A^T) B^T.
+
+    Attributes:
+        tensors: NAME [O, I], or NAME.packed [P] and NAME.absmax [C] where the weight stays NF4; NAME.bias [O] and
+            NAME.lora_a [R, I], NAME.lora_b [O, R], where the linear has them; `scaling` [1], which is s.
+        out_features: O of each linear.
+        block_size: of NF4, where a weight stays NF4.
+        hook: sees NAME.base, NAME.lora_ax, NAME.lora_bax (not scaled yet) and NAME; NAME alone where there is no adapter.
+    """
+
+    tensors: Mapping[str, Tensor]
+    out_features: Mapping[str, int]
+    block_size: int | None
+    hook: Hook
+
+    def __call__(self, name: str, x_BTI: Tensor) -> Tensor:
+        """y of the linear `name`, [B, T, O], in the dtype of x (float32 or float64)."""
+        y_BTO = self._frozen(name, x_BTI)
+        if f"{name}.lora_a" not in self.tensors:
+            return self.hook(name, y_BTO)
+        base_BTO = self.hook(f"{name}.base", y_BTO)
+        ax_BTR = self.hook(f"{name}.lora_ax", linear(x_BTI, self.tensors[f"{name}.lora_a"]))
+        bax_BTO = self.hook(f"{name}.lora_bax", linear(ax_BTR, self.tensors[f"{name}.lora_b"]))
+        return self.hook(name, base_BTO + self.tensors["scaling"] * bax_BTO)
+
+    def _frozen(self, name: str, x_BTI: Tensor) -> Tensor:
+        bias_O = self.tensors.get(f"{name}.bias")
+        if self.block_size is None:
+            return frozen_linear(x_BTI, self.tensors[name], bias_O)
+        return nf4.nf4_linear(
+            x_BTI, self.tensors[f"{name}.packed"], self.tensors[f"{name}.absmax"], bias_O,
+            block_size=self.block_size, out_features=self.out_features[name], in_features=int(x_BTI.shape[-1]),
+        )  # fmt: skip

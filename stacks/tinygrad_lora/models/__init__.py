@@ -1,0 +1,1 @@
+"""One architecture a file, named as config.json's `model_type`."""

@@ -1,0 +1,1 @@
+"""The architectures, one a file, named as config.json's `model_type`."""

@@ -1,0 +1,175 @@
+"""Tier C on stacks that are the reference but for what a test changed: each question sees what it should, and only that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+
+from contract.errors import MissingError, UserError
+from contract.model import checkpoint
+from contract.worker.discover import StackInfo
+from contract.worker.process import StackProcess
+from parity import cells as matrix
+from parity.cells import Device
+from parity.checks import graph, registry
+from parity.checks.check import Check
+from parity.checks.graph_case import GraphAsk
+from parity.engine import Engine
+from parity.report.record import Result, Status
+from tests.parity.graph_stack import CAPABILITIES, GraphStack, small_case, with_layout
+
+TINY = 3e-8
+"""Less than half of float32's last place."""
+
+
+def check_of(check_id: str) -> Check:
+    return next(check for check in registry.CHECKS if check.id == check_id)
+
+
+def run(check: Check, *stacks: GraphStack, examples: int = 8) -> Mapping[tuple[str, ...], Result]:
+    """Question, dtype and stacks -> result."""
+    infos = [StackInfo(name=stack.name, command=("nothing",), capabilities=CAPABILITIES) for stack in stacks]
+    devices = [Device(info=info, name="CPU", dtypes=frozenset({"float32", "float64"})) for info in infos]
+    cells = [cell for cell in matrix.matrix([check], devices) if cell.plan is not None]
+    engine = Engine(
+        cast("Mapping[str, StackProcess]", {stack.name: stack for stack in stacks}), {stack.name: CAPABILITIES for stack in stacks},
+        examples=examples, seed=1, rerun="--seed 1", statistical=100,
+    )  # fmt: skip
+    return {(result.question, result.dtype, *result.stacks): result for result in engine.run(check, cells)}
+
+
+def states(results: Mapping[tuple[str, ...], Result]) -> dict[tuple[str, ...], Status]:
+    return {key: result.status for key, result in results.items()}
+
+
+@pytest.mark.parametrize("check_id", ["c.llama", "c.llama_checkpoint", "c.llama_chunked_loss"])
+def test_right_stacks_pass(check_id: str) -> None:
+    results = run(check_of(check_id), GraphStack("one"), GraphStack("two"))
+    for result in results.values():
+        assert result.status is Status.PASS, result.reason
+        assert result.examples == 8 // graph.GRAPHS_PER_EXAMPLE
+        assert result.controls.caught == result.controls.applied > 0
+        assert all(tensor.relative is not None for tensor in result.tensors)
+        assert result.faults == ()
+
+
+def test_an_error_below_float32_is_seen_in_float64_alone_and_named() -> None:
+    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", change=lambda plan: with_layout(
+        rope_theta=plan.layout.rope_theta * (1 + TINY))(plan)))  # fmt: skip
+    assert states(results) == {
+        ("same_function", "float64", "right", "wrong"): Status.FAIL,
+        ("precision", "float64", "right"): Status.PASS,
+        ("precision", "float64", "wrong"): Status.FAIL,
+        ("precision", "float32", "right"): Status.PASS,
+        ("precision", "float32", "wrong"): Status.PASS,
+    }
+    failed = results["same_function", "float64", "right", "wrong"]
+    assert {(fault.stack, fault.operation) for fault in failed.faults} == {("wrong", "rope.cos"), ("wrong", "rope.sin")}
+    assert "rope" in failed.reason
+
+
+def test_a_bug_that_two_stacks_share_is_seen_by_the_reference() -> None:
+    change = lambda plan: with_layout(rms_norm_eps=plan.layout.rms_norm_eps * (1 + TINY))(plan)  # noqa: E731
+    results = run(check_of("c.llama"), GraphStack("one", change=change), GraphStack("two", change=change))
+    assert results["same_function", "float64", "one", "two"].status is Status.PASS
+    assert results["precision", "float64", "one"].status is Status.FAIL
+    assert results["precision", "float64", "two"].status is Status.FAIL
+
+
+@pytest.mark.parametrize("name", ["logits", "loss", "layers.0.weights", "grad.layers.1.v_proj.lora_a", "grad.layers.0.q_proj.lora_b"])
+def test_each_tap_and_gradient_is_looked_at(name: str) -> None:
+    def spoil(of: str, answer: np.ndarray) -> np.ndarray:
+        return np.asarray(answer * (1 + TINY)) if of == name else answer
+
+    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil))
+    failed = results["same_function", "float64", "right", "wrong"]
+    assert failed.status is Status.FAIL
+    kind = name.replace("layers.0.", "").replace("layers.1.", "")
+    assert failed.reason.startswith(f"{kind}[")
+    assert states(results)["precision", "float32", "wrong"] is Status.PASS
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_fails(value: float) -> None:
+    def spoil(of: str, answer: np.ndarray) -> np.ndarray:
+        if of != "layers.1.gated":
+            return answer
+        answer = answer.copy()
+        answer[0, 0, 0] = value
+        return answer
+
+    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil))
+    for key, result in results.items():
+        assert result.status is (Status.FAIL if "wrong" in key else Status.PASS), key
+
+
+def test_where_b_is_zero_the_gradient_of_a_is_zero_to_the_last_bit() -> None:
+    def spoil(of: str, answer: np.ndarray) -> np.ndarray:
+        return answer + 1e-300 if of == "grad.layers.0.q_proj.lora_a" else answer
+
+    case = small_case(initial=True)
+    check = dataclasses.replace(check_of("c.llama"), cases=None, fixed_cases=lambda: iter([case]), fixed_count=1, locate=None)
+    results = run(check, GraphStack("right"), GraphStack("wrong", spoil=spoil))
+    assert results["precision", "float64", "right"].status is Status.PASS
+    assert results["same_function", "float64", "right", "wrong"].status is Status.FAIL
+    assert results["same_function", "float64", "right", "wrong"].bound == 0
+
+
+def test_a_missing_tap_breaks_the_protocol() -> None:
+    class Silent(GraphStack):
+        def _gradients(self, values, tensors):  # type: ignore[no-untyped-def]
+            return {name: array for name, array in super()._gradients(values, tensors).items() if name != "layers.0.q_rope"}
+
+    results = run(check_of("c.llama"), GraphStack("right"), Silent("wrong"))
+    assert results["precision", "float32", "wrong"].status is Status.ERROR
+    assert "layers.0.q_rope" in results["precision", "float32", "wrong"].reason
+
+
+def test_the_graph_is_opened_once_and_then_only_the_adapter_travels() -> None:
+    first, second = small_case(initial=True), small_case(initial=False)
+    stack = GraphStack("one")
+    for case in (first, second):
+        ask = GraphAsk(case=case, plan=case.plan)
+        ask.send(cast(StackProcess, stack)).result()
+    assert stack.asked == ["open", "gradients", "state", "gradients"]
+    ask = GraphAsk(case=first, plan=first.plan.model_copy(update={"dtype": "float32"}))
+    ask.send(cast(StackProcess, stack)).result()
+    assert stack.asked[-2:] == ["open", "gradients"]
+
+
+def test_drawn_cases_are_hard() -> None:
+    """What testing.md of any such project would ask: no two sizes equal, GQA with 1 < K < H, alpha that is not rank, and so on."""
+    for layout, lora in zip(graph._LAYOUTS, graph._LORAS, strict=True):
+        assert 1 < layout.num_key_value_heads < layout.num_attention_heads
+        assert layout.rms_norm_eps > 1e-3
+        assert lora.alpha != lora.rank
+    assert any(layout.num_attention_heads * layout.head_dim != layout.hidden_size for layout in graph._LAYOUTS)
+    assert {layout.tie_word_embeddings for layout in graph._LAYOUTS} == {True, False}
+    assert {layout.attention_bias for layout in graph._LAYOUTS} == {layout.mlp_bias for layout in graph._LAYOUTS} == {True, False}
+    case = small_case()
+    assert (case.ids == 0).any()
+    assert (case.labels == -100).any()
+
+
+def test_real_cases_are_of_the_checkpoint() -> None:
+    cases = list(graph.real_cases(graph.MODEL))
+    assert len(cases) == check_of("c.model").fixed_count == 2
+    assert cases[0].ids.shape == (graph.MODEL_SEQUENCES, graph.MODEL_TOKENS)
+    assert not any(matrix.any() for name, matrix in cases[0].adapter.items() if name.endswith("lora_b"))
+    assert all(matrix.any() for matrix in cases[1].adapter.values())
+    found = checkpoint.locate(graph.MODEL)
+    np.testing.assert_array_equal(cases[0].weight("layers.29.down_proj"), checkpoint.load(found, "layers.29.down_proj"))
+
+
+def test_a_model_that_is_not_there() -> None:
+    with pytest.raises((MissingError, UserError)):
+        list(graph.real_cases("nowhere/at-all"))
+
+
+def test_checks_explain_what_they_do_not_ask() -> None:
+    reasons: Sequence[str] = [reason for check in graph.checks() for reason in check.not_applicable.values()]
+    assert all("c.llama" in reason for reason in reasons)

@@ -1,0 +1,114 @@
+"""A stack that opens whole graphs, in this process: the float64 reference itself, with what a test changes in its plan or weights.
+
+In float64 it differs from the reference by that change and by nothing else; in float32 every answer is rounded once more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from contract.worker import graph
+from contract.worker.answers import Answer, RequestFailed
+from contract.worker.graph import GraphPlan, Lora, Nf4
+from contract.worker.stack import Graphs
+from parity.checks import graph as checks
+from parity.checks.graph_case import GraphCase
+from parity.reference.llama import Oracle
+from tests.parity.numpy_stack import CAPABILITIES as PRIMITIVES
+from tests.parity.numpy_stack import Done
+
+CAPABILITIES = PRIMITIVES.model_copy(
+    update={"graphs": Graphs(architectures={"llama": ("float32", "float64")}, nf4=False, paths=("checkpoint", "chunked_loss"))}
+)
+ChangePlan = Callable[[GraphPlan], GraphPlan]
+Spoil = Callable[[str, np.ndarray], np.ndarray]
+
+
+def small_case(seed: int = 1, *, which: int = 0, initial: bool = False, base: Nf4 | None = None) -> GraphCase:
+    """One of the graphs that tier C draws."""
+    plan = GraphPlan(layout=checks._LAYOUTS[which], dtype="float64", lora=checks._LORAS[which], base=base)
+    rng = np.random.default_rng(seed)
+    weights = {name: checks._weight(rng, name, shape) for name, (shape, _) in graph.weights(plan).items()}
+    ids, labels = checks._batch(rng, checks._BATCHES[which], plan.layout.vocab_size)
+    return checks._case(f"seed {seed}", plan, weights, checks._adapter(plan, seed, initial=initial), ids, labels, seed)
+
+
+def with_layout(**changes: Any) -> ChangePlan:
+    """A plan whose layout has other values: as a stack that reads a field wrongly."""
+    return lambda plan: plan.model_copy(update={"layout": plan.layout.model_copy(update=changes)})
+
+
+def with_lora(**changes: Any) -> ChangePlan:
+    """A plan whose LoRA has other values."""
+    return lambda plan: plan.model_copy(update={"lora": Lora(**{**plan.lora.model_dump(), **changes})})
+
+
+class GraphStack:
+    """What the engine and bisect need of a StackProcess.
+
+    Args:
+        change: what this stack makes of the plan that it is given.
+        weigh: what it makes of a weight, by name.
+        spoil: what it makes of an answer of a whole graph, by name: a tap shown wrongly.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        change: ChangePlan = lambda plan: plan,
+        weigh: Spoil = lambda name, weight: weight,
+        spoil: Spoil = lambda name, answer: answer,
+    ) -> None:
+        self.name, self._change, self._weigh, self._spoil = name, change, weigh, spoil
+        self.graph: str | None = None
+        self.asked: list[str] = []
+        self._tensors: dict[str, np.ndarray] = {}
+
+    def request(self, request: str, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Answer:
+        """As StackProcess.request."""
+        return self.submit(request, values, tensors).result()
+
+    def submit(self, request: str, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Done:
+        """Computes at once."""
+        self.asked.append(request)
+        started = time.monotonic_ns()
+        try:
+            answer: dict[str, np.ndarray] = getattr(self, f"_{request}")(values, tensors)
+        except (ValueError, KeyError) as error:
+            return Done(RequestFailed(self.name, type(error).__name__, str(error), ""))
+        return Done(Answer({}, answer, (started, time.monotonic_ns())))
+
+    def _open(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._opened, self._plan = values["graph"], GraphPlan.model_validate(values["plan"])
+        graph.require(graph.weights(self._plan) | graph.adapter(self._plan), tensors, "open")
+        self._tensors = dict(tensors)
+        return {}
+
+    def _state(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert values["graph"] == self._opened
+        self._tensors |= tensors
+        return {}
+
+    def _gradients(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert values["graph"] == self._opened
+        trace = self._oracle().graph(tensors["ids"], tensors["labels"], keep=lambda name: name in set(values["taps"]))
+        answer = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
+        return {name: self._rounded(self._spoil(name, array)) for name, array in answer.items()}
+
+    def _block(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert values["graph"] == self._opened
+        graph.require_block(self._plan, values["section"], tensors)
+        widened = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in tensors.items()}
+        return {name: self._rounded(array) for name, array in self._oracle().section(values["section"], widened).items()}
+
+    def _oracle(self) -> Oracle:
+        adapter = {name: self._tensors[name] for name in graph.adapter(self._plan)}
+        return Oracle(self._change(self._plan), lambda name: self._weigh(name, self._tensors[name]), adapter)
+
+    def _rounded(self, array: np.ndarray) -> np.ndarray:
+        return np.asarray(array).astype(self._plan.dtype)

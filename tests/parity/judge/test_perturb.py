@@ -1,0 +1,266 @@
+"""The response to rounding errors: legal reorderings stay within its limits, planted errors don't; its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import f as fisher
+from torch import Tensor
+
+from contract.worker.graph import Lora
+from contract.worker.taps import HEAD, prefix, section_taps
+from parity.judge import perturb
+from parity.judge.bounds import sums_root_mean_square, unit_roundoff
+from parity.judge.perturb import Response, respond, respond_section, row_limits
+from parity.reference.llama import Oracle, Trace
+from parity.reference.products import product
+from parity.reference.rounding import products
+from tests.parity.judge.summation_orders import ORDERS, arithmetic
+from tests.parity.reference.plain_llama import Arithmetic, Case, Plain, case
+
+FALSE_ALARM = 1e-6
+IT = case(1, tokens=9, layers=2)
+
+
+def responded(it: Case, *, seed: int = 0, runs: int = 30) -> tuple[Trace, Response]:
+    return respond(it.plan, it.weights.__getitem__, it.adapter, it.ids, it.labels, runs=runs, seed=seed, exp_ulp=1.0)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Observed error over limit, row by row, of every tap and gradient."""
+
+    ratios: Mapping[str, np.ndarray]
+
+    @property
+    def worst(self) -> float:
+        return max(float(ratio.max()) for ratio in self.ratios.values())
+
+    @property
+    def median(self) -> float:
+        return float(np.median(np.concatenate([np.ravel(ratio) for ratio in self.ratios.values()])))
+
+
+def judged(it: Case, dtype: str, how: Arithmetic, *, sides: int) -> Judged:
+    """Plain torch, computed in that way, against the oracle. Where the response is exactly zero, so must the error be."""
+    trace, response = responded(it)
+    exact = trace.taps | {f"grad.{name}": it for name, it in trace.grads.items()}
+    found = Plain(it, getattr(torch, dtype), how).graph(it.ids, it.labels)
+    got = found["taps"] | {f"grad.{name}": it for name, it in found["grads"].items()}
+    share = FALSE_ALARM / sum(rows.size for rows in response.rows.values())
+    ratios = {}
+    for name, rows in response.rows.items():
+        deviation = got[name].astype(np.float64) - exact[name]
+        error = np.sqrt(np.square(deviation).sum(-1)) if deviation.ndim else np.abs(deviation)
+        assert not error[rows == 0].any(), name
+        limit = row_limits(rows, dtype=dtype, runs=response.runs, false_alarm=share, sides=sides)
+        ratios[name] = np.divide(error, limit, out=np.zeros_like(error), where=rows > 0)
+    return Judged(ratios)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("dtype", "sides"), [("float32", 1), ("float64", 2)])
+def test_any_order_of_sums_stays_within_the_limits(order: str, dtype: str, sides: int) -> None:
+    found = judged(IT, dtype, arithmetic(ORDERS[order]), sides=sides)
+    assert found.worst < 1
+    assert 0.01 < found.median < 0.2, "the limits are some ten root mean squares: an error of about one of them is a few hundredths"
+
+
+def norm_in_float32(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return ((y := x.float()) * (y.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype) * weight
+
+
+def eps_outside_the_root(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * weight
+
+
+def eps_rounded_to_float32(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + float(np.float32(eps))).rsqrt() * weight
+
+
+class _SpoiltGradient(torch.autograd.Function):
+    """The identity, whose gradient is off by 1e-7."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: object, y_bar: Tensor) -> Tensor:  # type: ignore[override]
+        return y_bar * (1 + 1e-7)
+
+
+PLANTED = {
+    "RoPE's angles in float32": Arithmetic(angles=torch.float32),
+    "a norm in float32": Arithmetic(norm=norm_in_float32),
+    "eps outside of the root": Arithmetic(norm=eps_outside_the_root),
+    "eps rounded to float32": Arithmetic(norm=eps_rounded_to_float32),
+    "a softmax in float32": Arithmetic(softmax=lambda z: z.float().softmax(-1).to(z.dtype)),
+    "the scale off by 1e-7": Arithmetic(scale=1 + 1e-7),
+    "one LoRA scaling off by 1e-7": Arithmetic(scaling={"layers.1.v_proj": 1 + 1e-7}),
+    "a softmax's gradient off by 1e-7": Arithmetic(softmax=lambda z: _SpoiltGradient.apply(z).softmax(-1)),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_an_error_of_1e_7_fails_by_a_wide_factor(name: str) -> None:
+    assert judged(IT, "float64", PLANTED[name], sides=2).worst > 1e4
+
+
+@pytest.mark.parametrize("name", ["a softmax's gradient off by 1e-7"])
+def test_what_errs_backwards_shows_in_gradients_alone(name: str) -> None:
+    ratios = judged(IT, "float64", PLANTED[name], sides=2).ratios
+    assert all(ratio.max() < 1 for tap, ratio in ratios.items() if not tap.startswith("grad."))
+    assert ratios["grad.layers.0.q_proj.lora_b"].max() > 1e5
+
+
+def test_a_gross_error_fails_in_float32_too() -> None:
+    assert judged(IT, "float32", Arithmetic(norm=eps_outside_the_root), sides=1).worst > 10
+
+
+def test_the_response_is_linear_in_u(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, at_30 = responded(IT, runs=4)
+    monkeypatch.setattr(perturb, "INJECTED", 2.0**-24)
+    _, at_24 = responded(IT, runs=4)
+    for name, rows in at_30.rows.items():
+        np.testing.assert_allclose(at_24.rows[name], rows, rtol=1e-3, err_msg=name)
+
+
+def test_chunks_change_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[int, int]] = []
+    _, at_once = responded(IT, runs=5)
+    monkeypatch.setattr(perturb, "ROWS_AT_ONCE", 2 * IT.ids.size)
+    monkeypatch.setattr(perturb, "_PARALLEL", 16)
+    _, two_by_two = respond(
+        IT.plan, IT.weights.__getitem__, IT.adapter, IT.ids, IT.labels, runs=5, seed=0, exp_ulp=1.0, progress=lambda *it: done.append(it)
+    )
+    assert done == [(2, 5), (4, 5), (5, 5)]
+    assert (at_once.runs, two_by_two.runs) == (5, 5)
+    for name, rows in at_once.rows.items():
+        np.testing.assert_allclose(two_by_two.rows[name], rows, rtol=1e-5, err_msg=name)  # float64's own u over the injected one
+
+
+def test_other_seeds_other_errors_of_the_same_size() -> None:
+    (_, one), (_, other), (_, again) = responded(IT, seed=1), responded(IT, seed=2), responded(IT, seed=1)
+    for name, rows in one.rows.items():
+        np.testing.assert_array_equal(again.rows[name], rows)
+    ratios = np.concatenate(
+        [np.ravel(rows / other.rows[name]) for name, rows in one.rows.items() if name not in ("embedding",) if rows.all()]
+    )
+    assert 0.9 < np.median(ratios) < 1.1
+    assert (ratios != 1).mean() > 0.9
+
+
+def test_what_the_structure_makes_zero_responds_with_zero() -> None:
+    fresh = {name: np.zeros_like(matrix) if name.endswith("lora_b") else matrix for name, matrix in IT.adapter.items()}
+    trace, response = respond(IT.plan, IT.weights.__getitem__, fresh, IT.ids, IT.labels, runs=3, seed=0, exp_ulp=1.0)
+    for name, rows in response.rows.items():
+        if name == "embedding" or name.endswith(("lora_bax", "lora_a")):
+            assert not rows.any(), name
+        elif name.endswith("lora_b"):
+            assert rows.all(), name
+    weights = response.rows["layers.1.weights"]
+    assert not weights[..., 0].any(), "a token that sees itself alone has weight 1"
+    assert weights[..., 1:].all()
+    assert trace.taps["layers.1.weights"][..., 0, 0].all()
+
+
+def all_given(it: Case, section: str) -> dict[str, np.ndarray]:
+    """A block request in which every tap is overridden by the exact value and every cotangent is drawn."""
+    rng = np.random.default_rng(3)
+    trace = Oracle(it.plan, it.weights.__getitem__, it.adapter).graph(it.ids, it.labels)
+    own = {tap.name: trace.taps[prefix(section) + tap.name] for tap in section_taps(section, it.plan.targets)}
+    given = {f"override.{name}": value for name, value in own.items()} | {"input": trace.inputs[section]}
+    given |= {f"bar.{name}": rng.standard_normal(value.shape) for name, value in own.items()}
+    return given | (
+        {"labels": it.labels} if section == HEAD else {f"override.{name}": trace.taps[name] for name in ("rope.cos", "rope.sin")}
+    )
+
+
+def test_with_every_tap_given_each_response_is_one_operation_s_own() -> None:
+    runs = 400
+    given = all_given(IT, "layers.1")
+    exact, response = respond_section(IT.plan, "layers.1", IT.weights.__getitem__, IT.adapter, given, runs=runs, seed=0, exp_ulp=1.0)
+    assert set(response.rows) == set(exact)
+    residual = np.linalg.norm(exact["attention_residual"], axis=-1) / np.sqrt(3)
+    np.testing.assert_allclose(response.rows["attention_residual"], residual, rtol=0.05)
+    _, rough = respond_section(IT.plan, "layers.1", IT.weights.__getitem__, IT.adapter, given, runs=runs, seed=0, exp_ulp=64.0)
+    for name, rows in response.rows.items():
+        by_exp = name in ("weights", "activation", "grad.scores", "grad.gate_proj")
+        assert (rough.rows[name] > 1.5 * rows).any() == by_exp, name
+
+
+def test_a_section_s_response_holds_a_float32_stack() -> None:
+    for section in ("layers.1", HEAD):
+        given = all_given(IT, section)
+        narrow = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in given.items()}
+        given = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in narrow.items()}
+        exact, response = respond_section(IT.plan, section, IT.weights.__getitem__, IT.adapter, given, seed=0, exp_ulp=1.0)
+        got = Plain(IT, torch.float32).section(section, narrow)
+        share = FALSE_ALARM / sum(rows.size for rows in response.rows.values())
+        for name, rows in response.rows.items():
+            deviation = got[name] - exact[name]
+            error = np.sqrt(np.square(deviation).sum(-1)) if deviation.ndim else np.abs(deviation)
+            limits = row_limits(rows, dtype="float32", runs=response.runs, false_alarm=share)
+            assert (error <= limits).all(), f"{section} {name}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rope_s_angles_err_in_float64_alone(dtype: str) -> None:
+    it = case(2, dtype=dtype, tokens=40, lora=Lora(rank=1, alpha=1.0))
+    trace, response = responded(it)
+    cast = np.linalg.norm(trace.taps["rope.sin"], axis=-1) / np.sqrt(3)
+    assert not response.rows["rope.sin"][0].any()
+    if dtype == "float32":
+        np.testing.assert_allclose(response.rows["rope.sin"][1:], cast[1:], rtol=0.6)
+    else:
+        assert response.rows["rope.sin"][-1] > 10 * cast[-1]
+
+
+def test_row_limits_are_fisher_s() -> None:
+    rows = np.array([[0.0, 3.0], [1.0, 0.25]])
+    limits = row_limits(rows, dtype="float32", runs=30, false_alarm=1e-9, sides=2)
+    np.testing.assert_allclose(limits, np.sqrt(2 * fisher.isf(1e-9, 1, 30)) * 2.0**-24 * rows, rtol=1e-6)
+    np.testing.assert_allclose(row_limits(rows, dtype="float64", runs=30, false_alarm=1e-9), limits / np.sqrt(2) * 2.0**-29)
+
+
+@pytest.mark.parametrize("spectrum", [[1.0], [0.9, 0.1], [0.5, 0.3, 0.2], [0.05] * 20], ids=["rank 1", "rank 2", "rank 3", "rank 20"])
+def test_no_quadratic_form_exceeds_more_often_than_claimed(spectrum: list[float]) -> None:
+    runs, trials = 30, 100_000
+    rng = np.random.default_rng(17)
+    errors = rng.chisquare(1, (trials, len(spectrum))) @ spectrum
+    responses = rng.chisquare(runs, (trials, len(spectrum))) @ spectrum / runs
+    for level in (0.03, 0.01, 1e-3):
+        exceeded = np.mean(errors > responses * fisher.isf(level, 1, runs))
+        noise = 4 * np.sqrt(level / trials)
+        assert exceeded <= level + noise
+        if len(spectrum) == 1:
+            assert exceeded >= level - noise, "and rank one reaches it"
+
+
+def test_rows_of_the_graph_alarm_no_more_often_than_claimed() -> None:
+    it = case(4, batch=1, tokens=8, layers=1)
+    _, response = responded(it, seed=0)
+    exceeded, total = dict.fromkeys((0.03, 0.01, 1e-3), 0), 0
+    for seed in range(1, 121):
+        _, single = responded(it, seed=seed, runs=1)
+        for name, rows in single.rows.items():
+            total += rows.size
+            for level in exceeded:
+                limits = row_limits(response.rows[name], dtype="float64", runs=response.runs, false_alarm=level)
+                exceeded[level] += int((rows * unit_roundoff("float64") > limits).sum())
+    assert total > 20_000
+    for level, count in exceeded.items():
+        assert count / total <= level, f"{level}: {count} of {total} rows"
+    assert exceeded[0.03] > 0
+
+
+def test_a_sum_s_size_is_the_bounds_own() -> None:
+    rng = np.random.default_rng(6)
+    sums = product(rng.standard_normal((4, 12)), rng.standard_normal((12, 3)))
+    scale, _, _ = sums_root_mean_square(sums, "float64", 1e-6)
+    np.testing.assert_allclose(products(sums.value, sums.squares, 12) * np.sqrt(3) * 2.0**-53, scale, rtol=1e-12)

@@ -1,0 +1,109 @@
+"""LoRA through peft's own modules: which linears, in which dtype, with which scale, and what they compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from peft.tuners import lora as peft_lora
+
+from contract.worker import graph, taps
+from contract.worker.graph import GraphPlan, Lora, Nf4
+from stacks.torch_qlora import lora
+from stacks.torch_qlora.graph import Graph
+from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, everything_given, gradients, opened, plan, weights
+
+CPU = torch.device("cpu")
+
+
+def held(wanted: GraphPlan) -> Graph:
+    return Graph(wanted, weights(wanted), CPU)
+
+
+@pytest.mark.parametrize("targets", [("q_proj",), ("down_proj", "v_proj"), tuple(taps.LINEARS)], ids="-".join)
+def test_peft_wraps_the_targets_and_nothing_else(targets: tuple[str, ...]) -> None:
+    wanted = plan(lora=Lora(rank=3, alpha=8, targets=targets))
+    wrapped = {path for path, module in held(wanted).named_modules() if type(module) is peft_lora.Linear}
+    assert wrapped == {f"layers.{layer}.{name}" for layer in range(3) for name in targets}
+    assert lora.parameters(held(wanted)).keys() == graph.adapter(wanted).keys()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_adapter_is_the_given_one_in_the_plans_dtype(dtype: str) -> None:
+    """peft's autocast of adapters to float32 must not reach them."""
+    wanted = plan(dtype)
+    given = weights(wanted)
+    for name, parameter in lora.parameters(held(wanted)).items():
+        assert parameter.dtype == {"float32": torch.float32, "float64": torch.float64}[dtype]
+        assert parameter.requires_grad
+        np.testing.assert_array_equal(parameter.detach().numpy(), given[name])
+
+
+@pytest.mark.parametrize("base", [None, Nf4()], ids=["plain", "nf4"])
+def test_everything_but_the_adapter_is_frozen(base: Nf4 | None) -> None:
+    model = held(plan("float32", base=base, paths=() if base is None else ("nf4_linear",)))
+    adapter = {id(parameter) for parameter in lora.parameters(model).values()}
+    assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == adapter
+
+
+@pytest.mark.parametrize(
+    "given", [Lora(rank=4, alpha=10), Lora(rank=4, alpha=10, rslora=True), Lora(rank=7, alpha=2.5), Lora(rank=1, alpha=1)], ids=str
+)
+def test_taps_of_a_linear_are_its_formula(given: Lora) -> None:
+    """base + s B (A x) with s of the contract, operation by operation: the sum bit for bit, the products within gamma."""
+    wanted = plan(lora=given)
+    shown, tensors = gradients(wanted), weights(wanted)
+    section = "layers.1"
+    for name, linear in taps.LINEARS.items():
+        x = shown[f"{section}.{linear.input}"].astype(np.longdouble)
+        path = f"{section}.{name}"
+        assert_product(shown[f"{path}.base"], x, tensors[path], tensors[f"{path}.bias"])
+        assert_product(shown[f"{path}.lora_ax"], x, tensors[f"{path}.lora_a"])
+        assert_product(shown[f"{path}.lora_bax"], shown[f"{path}.lora_ax"].astype(np.longdouble), tensors[f"{path}.lora_b"])
+        np.testing.assert_array_equal(shown[path], shown[f"{path}.base"] + shown[f"{path}.lora_bax"] * given.scaling)
+
+
+def assert_product(got: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+    """|y - x W^T - b| <= gamma_(k + 1) (|x| |W|^T + |b|) (Higham 2002, 3.1)."""
+    wide = weight.astype(np.longdouble)
+    steps = (weight.shape[1] + 1) * 2.0**-53
+    added = np.zeros(weight.shape[0]) if bias is None else bias
+    bound = steps / (1 - steps) * (np.abs(x) @ np.abs(wide).T + np.abs(added))
+    assert np.all(np.abs(got - (x @ wide.T + added)) <= bound)
+    assert got.any()
+
+
+def test_rslora_divides_alpha_by_the_root_of_the_rank() -> None:
+    plain, root = Lora(rank=9, alpha=5), Lora(rank=9, alpha=5, rslora=True)
+    scales = [{s for module in held(plan(lora=one)).modules() if isinstance(module, peft_lora.Linear) for s in module.scaling.values()}
+              for one in (plain, root)]  # fmt: skip
+    assert scales == [{plain.scaling}, {root.scaling}] == [{5 / 9}, {5 / 3}]
+
+
+def test_gradients_of_the_adapter_follow_from_the_taps() -> None:
+    """dB = s bar^T (A x), dA = s (bar B)^T x, summed over tokens, from a block's own cotangents."""
+    wanted = plan()
+    asked, tensors = everything_given(wanted, "layers.0"), weights(wanted)
+    given = {name: asked[name] for name in ("input", "override.gated", "bar.down_proj")}
+    got = opened(wanted).block(GRAPH, "layers.0", given).tensors
+    x, bar, ax = (rows(tensor) for tensor in (given["override.gated"], given["bar.down_proj"], got["down_proj.lora_ax"]))
+    b = tensors["layers.0.down_proj.lora_b"].astype(np.longdouble)
+    s = wanted.lora.scaling
+    for exact, size, answer in (
+        (s * bar.T @ ax, s * np.abs(bar).T @ np.abs(ax), got["grad.down_proj.lora_b"]),
+        (s * (bar @ b).T @ x, s * (np.abs(bar) @ np.abs(b)).T @ np.abs(x), got["grad.down_proj.lora_a"]),
+    ):
+        steps = (len(bar) + bar.shape[1] + 2) * 2.0**-53
+        assert np.all(np.abs(answer - exact) <= steps / (1 - steps) * size)
+        assert answer.any()
+
+
+def rows(tensor: np.ndarray) -> np.ndarray:
+    return tensor.reshape(-1, tensor.shape[-1]).astype(np.longdouble)
+
+
+def test_without_targets_there_is_no_peft_module() -> None:
+    model = held(plan(lora=Lora(rank=2, alpha=4, targets=())))
+    assert not any(isinstance(module, peft_lora.LoraLayer) for module in model.modules())
+    assert lora.parameters(model) == {}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
