@@ -8,7 +8,8 @@ a sum to a fused multiply-add: each product whose error matters is exact.
 tinygrad simplifies floats as if they were exact, so the order of operations is part of the algorithm:
 
 - x * c0 + x * c1 becomes x * (c0 + c1), and (x + c) + y becomes (x + y) + c (uop/symbolic.py);
-- x + (y + z) is written to C without its parentheses, which is (x + y) + z (renderer/cstyle.py).
+- x + (y + z) is written to C without its parentheses, which is (x + y) + z (renderer/cstyle.py);
+- x / (1 + x) becomes 1 - 1 / (1 + x) (uop/symbolic.py).
 
 So a sum stands only to the left of a plus, and a choice hides what must not be moved.
 """
@@ -118,10 +119,10 @@ def sigmoid(x: Tensor) -> Tensor:
 
     So no exponential overflows. The derivative is sigmoid(x) sigmoid(-x), in which nothing cancels.
     """
-    negative = x < 0
-    decay = exp(negative.where(x, -x))
-    large, small = 1 / (decay + 1), decay / (decay + 1)
-    return _with_derivative(negative.where(small, large), x, large * small)
+    decay = exp((x < 0).where(x, -x))
+    # the choice hides that the numerator may be decay: tinygrad writes d / (1 + d) as 1 - 1 / (1 + d), of which nothing is left of a small d
+    value, of_minus_x = (x < 0).where(decay, 1) / (decay + 1), (x < 0).where(1, decay) / (decay + 1)
+    return _with_derivative(value, x, value * of_minus_x)
 
 
 def _power_of_two(n: Tensor, form: _Format, dtype: DType) -> Tensor:

@@ -8,7 +8,7 @@ blocks and not for each.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
@@ -19,6 +19,9 @@ from stacks.tinygrad_lora.hook import Hook
 from stacks.tinygrad_lora.lora import Linears
 from stacks.tinygrad_lora.models import llama
 
+Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+CAPTURED = 16
+"""Captured functions that are kept: each holds the buffers of its outputs."""
 OVERRIDE, BAR = "override.", "bar."
 _ADAPTER = (".lora_a", ".lora_b")
 
@@ -32,7 +35,7 @@ class Sections:
 
     def __init__(self, plan: GraphPlan, device: str) -> None:
         self._plan, self._device = plan, device
-        self._captured: dict[tuple[object, ...], Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {}
+        self._captured = lru_cache(CAPTURED)(self._function)
 
     def run(
         self, section: str, held: Mapping[str, Tensor], given: Mapping[str, np.ndarray], *, wanted: Callable[[str], bool]
@@ -44,13 +47,16 @@ class Sections:
             given: everything else.
         """
         kind = section if section == HEAD else "block"
-        key = (kind, *((name, given[name].shape) for name in sorted(given)))
-        if key not in self._captured:
-            self._captured[key] = TinyJit(partial(compute, plan=self._plan, section=kind))
+        captured = self._captured(kind, *((name, given[name].shape) for name in sorted(given)))
         tensors = {name: to_device(array, self._device) for name, array in given.items()}
         Tensor.realize(*tensors.values())
         # copied to the host at once: the next replay writes its outputs over these
-        return {name: tensor.numpy() for name, tensor in self._captured[key](dict(held) | tensors).items() if wanted(name)}
+        return {name: tensor.numpy() for name, tensor in captured(dict(held) | tensors).items() if wanted(name)}
+
+    def _function(self, kind: str, *given: tuple[str, tuple[int, ...]]) -> Function:
+        """A function of its own for each set of names and shapes: TinyJit replays one sequence of kernels."""
+        function: Function = TinyJit(partial(compute, plan=self._plan, section=kind))
+        return function
 
 
 def compute(tensors: Mapping[str, Tensor], *, plan: GraphPlan, section: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from contract.worker.operations import NESTED_BLOCK_SIZE
-from stacks.tinygrad_lora.linear import linear
+from stacks.tinygrad_lora.linear import frozen_linear
 
 VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -119,7 +119,7 @@ def nf4_linear(
     The weight is an operand of the product, so it is rounded before it multiplies, fused or not.
     """
     weight_OI = dequantize(packed_P, absmax_B, block_size=block_size, out_features=out_features, in_features=in_features)
-    return linear(x_TI, weight_OI, bias_O)
+    return frozen_linear(x_TI, weight_OI, bias_O)
 
 
 @functools.cache

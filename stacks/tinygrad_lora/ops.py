@@ -56,7 +56,7 @@ class TinygradLora:
         if device == "WEBGPU":
             webgpu.prepare()
         DEV.value = device
-        # kernels are compiled in this process: a pool's processes start cold, outlive a worker that is killed, and gain nothing on two cores
+        # kernels are compiled in this process: a pool starts cold, gains nothing on two cores, and outlives a worker that is killed
         PARALLEL.value = 0
         try:
             Device[device]

@@ -36,8 +36,8 @@ class Session:
         requests.require(requests.weights(plan) | requests.adapter(plan), tensors, "open")
         self.plan, self._device, self._channel = plan, device, channel
         self._sections = Sections(plan, device)
-        # the embedding's rows are looked up on the host: exactly, and without a product over the vocabulary
-        self._embedding_VD = tensors["embedding"] if EMBEDDING in plan.held else None
+        # rows are looked up on the host: exactly, and without a product over the vocabulary; a view would keep the whole request
+        self._embedding_VD = tensors["embedding"].astype(np.float32) if EMBEDDING in plan.held else None
         numbers = {**llama.scalars(plan.layout), "scaling": plan.lora.scaling}
         self._scalars = {name: to_device(np.array([value], dtype=plan.dtype), device).realize() for name, value in numbers.items()}
         self._weights = {section: self._frozen(section, tensors) for section in plan.held if section != EMBEDDING}
@@ -81,19 +81,19 @@ class Session:
     def _graph(self, wanted: Sequence[str], tensors: Arrays, *, gradients: bool) -> dict[str, np.ndarray]:
         ids_BT, labels_BT = self._batch(wanted, tensors, gradients=gradients)
         expected = requests.expected_graph_answer(self.plan, wanted, *ids_BT.shape, gradients=gradients)
-        answer = dict(self._embed(ids_BT))
-        inputs = {section: answer[EMBEDDING] for section in self._needed(expected, gradients=gradients)}
-        x_BTD = answer[EMBEDDING]
-        for section in inputs:
+        ending = {} if labels_BT is None else {"labels": labels_BT}
+        if gradients:
+            ending[f"{BAR}loss"] = np.ones((), self.plan.dtype)
+        answer = self._embed(ids_BT)
+        x_BTD, inputs = answer[EMBEDDING], {}
+        for section in self._needed(expected, gradients=gradients):
             inputs[section] = x_BTD
-            given = {"input": x_BTD} | ({"labels": labels_BT} if section == HEAD and labels_BT is not None else {})
-            if section == HEAD and gradients:
-                given[f"{BAR}loss"] = np.ones((), self.plan.dtype)
+            given = {"input": x_BTD, **(ending if section == HEAD else {})}
             named = self._section(section, given, wanted={"output", "grad.input", *self._own(expected, section)}.__contains__)
-            x_BTD, bar_BTD = named.get("output", x_BTD), named.get("grad.input")
+            x_BTD = named.get("output", x_BTD)
             answer |= {taps.prefix(section) + name: array for name, array in named.items()}
-        if bar_BTD is not None:
-            answer |= self._backward(inputs, bar_BTD)
+        if gradients:
+            answer |= self._backward(inputs, named["grad.input"])
         return {name: answer[name].reshape(shape) for name, (shape, _) in expected.items()}
 
     def _backward(self, inputs: dict[str, np.ndarray], bar_BTD: np.ndarray) -> dict[str, np.ndarray]:

@@ -109,6 +109,7 @@ def test_a_damaged_header_is_refused_or_changes_nothing_that_is_used(tmp_path_fa
     [
         '["a"]', "{}x", '"a"', "null", '{"a": 3}', '{"a": {}}', '{"a": {"data_offsets": []}}', '{"a": {"data_offsets": ["0", "4"]}}',
         '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 4]}}', '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+        '{"a\\nb": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "\\n": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
         '{"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}', '{"a": {"dtype": "F32", "shape": null, "data_offsets": [0, 4]}}',
     ],
 )  # fmt: skip

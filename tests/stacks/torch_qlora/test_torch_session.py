@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +16,8 @@ from contract.worker import graph, taps
 from contract.worker.graph import GraphPlan, Lora, Nf4
 from contract.worker.process import Mutation, StackProcess
 from contract.worker.stack import NotSupported
+from stacks.torch_qlora import graph as graph_module
+from stacks.torch_qlora import session
 from stacks.torch_qlora.ops import TorchQlora
 from tests.stacks.torch_qlora.tiny_torch_graph import (
     BATCH,
@@ -179,8 +183,9 @@ def test_weights_may_be_read_only_and_bfloat16() -> None:
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-def test_state_sets_and_answers_the_whole_adapter() -> None:
-    wanted, stack = plan(), opened(plan())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_state_sets_and_answers_the_whole_adapter(dtype: str) -> None:
+    wanted, stack = plan(dtype), opened(plan(dtype))
     other = {name: tensor for name, tensor in weights(wanted, seed=7).items() if name in graph.adapter(wanted)}
     before = stack.state(GRAPH).tensors
     kept = {name: tensor.copy() for name, tensor in before.items()}
@@ -206,6 +211,20 @@ def test_opening_replaces_the_graph_that_was_open() -> None:
     assert stack.forward("other", ["embedding"], batch()).tensors["embedding"].shape == (BATCH, TOKENS, 80)
     with pytest.raises(ValueError, match=r"graph 'tiny' is asked for, open is 'other'; .* open 'tiny' first"):
         stack.forward(GRAPH, ["loss"], batch())
+
+
+def test_two_graphs_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, alive = opened(plan()), []
+    first = weakref.ref(stack._session._graph)
+
+    def watched(*arguments: Any) -> session.Graph:
+        gc.collect()
+        alive.append(first())
+        return graph_module.Graph(*arguments)
+
+    monkeypatch.setattr(session, "Graph", watched)
+    stack.open("other", plan().model_dump(mode="json"), weights(plan()))
+    assert alive == [None]
 
 
 @pytest.mark.parametrize(
