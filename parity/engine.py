@@ -121,9 +121,10 @@ class Engine:
         started = time.monotonic()
         tallies = {cell.key: _Tally(cell) for cell in cells}
         missing = self._explore(check, tallies)
+        located: dict[str, Sequence[Fault]] = {}
         for tally in tallies.values():
             if tally.failure is not None:
-                self._pin_down(check, tally)
+                self._pin_down(check, tally, located)
         share = (time.monotonic() - started) / max(1, len(cells))
         return [self._result(tally, missing, share) for tally in tallies.values()]
 
@@ -151,8 +152,12 @@ class Engine:
             self._judge(waiting.pop(0), tallies)
         return "the time budget was spent before all examples were asked" if self._out_of_time() else missing
 
-    def _pin_down(self, check: Check, tally: _Tally) -> None:
-        """Names the operations at fault where the check can, else finds the smallest input that fails."""
+    def _pin_down(self, check: Check, tally: _Tally, located: dict[str, Sequence[Fault]]) -> None:
+        """Names the operations at fault where the check can, else finds the smallest input that fails.
+
+        Args:
+            located: stack -> what was found for another cell of this check, which explains this one too.
+        """
         if check.locate is None:
             self._shrink(check, tally)
             return
@@ -160,9 +165,11 @@ class Engine:
         assert tally.cell.plan is not None
         for stack, device in zip(tally.cell.stacks, tally.cell.devices, strict=True):
             self._doing(f"{check.id}: looking for the operation in {stack}")
+            declared = self._capabilities[stack].elementary_on(device)
             try:
-                declared = self._capabilities[stack].elementary_on(device)
-                tally.faults += check.locate(tally.failure[1], tally.cell.plan, self._processes[stack], declared)
+                if not located.get(stack):
+                    located[stack] = check.locate(tally.failure[1], tally.cell.plan, self._processes[stack], declared)
+                tally.faults += located[stack]
             except (HarnessError, RequestFailed, ValueError) as error:
                 tally.error = f"bisect: {error}"
 

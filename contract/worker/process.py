@@ -178,6 +178,9 @@ class StackProcess:
         self.start()
         self._next_id += 1
         seconds = self.request_seconds if seconds is None else seconds
+        for tensor_name, tensor in (tensors or {}).items():
+            if not isinstance(tensor, TensorOrReference):
+                raise TypeError(f"{tensor_name} is a {type(tensor).__name__}; allowed: a NumPy array (also of shape []) or a FileReference")
         arrays = {name: tensor for name, tensor in (tensors or {}).items() if isinstance(tensor, np.ndarray)}
         references = {name: asdict(tensor) for name, tensor in (tensors or {}).items() if isinstance(tensor, FileReference)}
         header = {"id": self._next_id, "request": request, "values": dict(values or {}), "references": references}

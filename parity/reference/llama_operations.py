@@ -101,9 +101,10 @@ class RmsNorm:
 
         mean = tape.near(f"bar.{self.name}.inner", inner, inner_size) * constants.inverse_width
         direct, through = self.rate_PBT1 * w, self.rate_PBT1 * xhat * mean
-        x_bar = direct - through
-        # two roundings in w rate; in the other xhat, the mean and two products; then the difference
-        tape.flow(into, x_bar, lambda: rounded(direct, direct, through, through, through, through, x_bar))
+        tape.flow(into, direct, lambda: rounded(direct, direct))
+        # xhat, the mean and two products; in two shares, since x stands twice in x^2 and a stack may add what comes back by each
+        tape.flow(into, -through / 2, lambda: rounded(through, through, through, through))
+        tape.flow(into, -through / 2)
 
 
 def rotate_half(x_XE: np.ndarray) -> np.ndarray:

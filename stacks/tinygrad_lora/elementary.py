@@ -120,7 +120,7 @@ def sigmoid(x: Tensor) -> Tensor:
     So no exponential overflows. The derivative is sigmoid(x) sigmoid(-x), in which nothing cancels.
     """
     decay = exp((x < 0).where(x, -x))
-    # the choice hides that the numerator may be decay: tinygrad writes d / (1 + d) as 1 - 1 / (1 + d), of which nothing is left of a small d
+    # the choice hides that the numerator may be decay: 1 - 1 / (1 + decay), in its place, loses a small one
     value, of_minus_x = (x < 0).where(decay, 1) / (decay + 1), (x < 0).where(1, decay) / (decay + 1)
     return _with_derivative(value, x, value * of_minus_x)
 

@@ -34,8 +34,8 @@ class Sections:
     """
 
     def __init__(self, plan: GraphPlan, device: str) -> None:
-        self._plan, self._device = plan, device
-        self._captured = lru_cache(CAPTURED)(self._function)
+        self._device = device
+        self._captured = lru_cache(CAPTURED)(partial(_function, plan))
 
     def run(
         self, section: str, held: Mapping[str, Tensor], given: Mapping[str, np.ndarray], *, wanted: Callable[[str], bool]
@@ -50,13 +50,10 @@ class Sections:
         captured = self._captured(kind, *((name, given[name].shape) for name in sorted(given)))
         tensors = {name: to_device(array, self._device) for name, array in given.items()}
         Tensor.realize(*tensors.values())
+        # in one order: TinyJit tells the tensors of a dictionary apart by their places, not by their names
+        inputs = dict(sorted((dict(held) | tensors).items()))
         # copied to the host at once: the next replay writes its outputs over these
-        return {name: tensor.numpy() for name, tensor in captured(dict(held) | tensors).items() if wanted(name)}
-
-    def _function(self, kind: str, *given: tuple[str, tuple[int, ...]]) -> Function:
-        """A function of its own for each set of names and shapes: TinyJit replays one sequence of kernels."""
-        function: Function = TinyJit(partial(compute, plan=self._plan, section=kind))
-        return function
+        return {name: tensor.numpy() for name, tensor in captured(inputs).items() if wanted(name)}
 
 
 def compute(tensors: Mapping[str, Tensor], *, plan: GraphPlan, section: str) -> dict[str, Tensor]:
@@ -88,6 +85,12 @@ def to_device(array: np.ndarray, device: str) -> Tensor:
     """An array as a tensor with a buffer of its own, once it is realised."""
     # never of shape []: tinygrad would compile such a value into the kernel
     return Tensor(np.atleast_1d(np.ascontiguousarray(array)), device=device)
+
+
+def _function(plan: GraphPlan, kind: str, *given: tuple[str, tuple[int, ...]]) -> Function:
+    """A function of its own for each set of names and shapes: TinyJit replays one sequence of kernels."""
+    function: Function = TinyJit(partial(compute, plan=plan, section=kind))
+    return function
 
 
 def _linears(tensors: Mapping[str, Tensor], plan: GraphPlan, hook: Hook) -> Linears:

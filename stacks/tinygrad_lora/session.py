@@ -26,7 +26,7 @@ class Session:
     Args:
         plan: `plan.dtype` is one that the device has.
         tensors: the base weights and the adapter, float32, as `contract.worker.graph` names them; not kept, but for the embedding.
-        channel: told of each section that is done; None where nobody waits.
+        channel: told of each section that is begun; None where nobody waits.
 
     Raises:
         Invalid: a tensor is missing, unknown, of the wrong shape or dtype, or not finite.

@@ -166,3 +166,9 @@ def test_no_thread_and_no_file_is_left_behind(launch: Launch) -> None:
     while len(os.listdir("/proc/self/fd")) > len(before) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+def test_a_scalar_that_is_no_array_is_refused_and_not_dropped(launch: Launch) -> None:
+    """np.float64 is what indexing an array gives; it was once left out of the request in silence."""
+    with pytest.raises(TypeError, match="bar is a float64; allowed: a NumPy array"):
+        launch().request("compute", {}, {"bar": np.float64(1.0)})  # type: ignore[dict-item]

@@ -18,6 +18,8 @@ from parity.mutants import catalogue
 from parity.report.record import Result, Run, Status
 from parity.session import Options, Progress, run
 
+GRAPHS = [name for name, mutant in catalogue.read_all().items() if mutant.located]
+PRIMITIVES = [name for name in catalogue.read_all() if name not in GRAPHS]
 GUARD_OFF = "torch-dequantize-guard-off"
 DEFECT = "bitsandbytes-cpu-dequantize-shape"
 
@@ -31,7 +33,7 @@ def failures(record: Run) -> list[Result]:
     return [result for result in record.results if result.status is Status.FAIL]
 
 
-@pytest.mark.parametrize("name", [name for name in catalogue.read_all() if name != GUARD_OFF])
+@pytest.mark.parametrize("name", [name for name in PRIMITIVES if name != GUARD_OFF])
 def test_a_planted_bug_is_caught(name: str, tmp_path: Path) -> None:
     mutant, record = catalogue.read(name), gate(name)
     assert record.exit_code == 1
@@ -45,6 +47,18 @@ def test_a_planted_bug_is_caught(name: str, tmp_path: Path) -> None:
     )
     assert shown.returncode == 1, shown.stdout + shown.stderr
     assert "AssertionError" in shown.stderr
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_planted_bug_in_a_graph_is_caught_and_located(name: str) -> None:
+    """By the stack's own comparison with the reference, so that one stack is enough."""
+    mutant = catalogue.read(name)
+    record = run(Options(checks=(mutant.check,), stacks=(mutant.stack,), profile="quick", mutants=(name,)), Progress())
+    assert record.exit_code == 1
+    found = {fault.operation for failure in failures(record) for fault in failure.faults}
+    assert found == set(mutant.located)
+    if name.endswith("rope-angles-float32"):
+        assert {(failure.question, failure.dtype) for failure in failures(record)} == {("precision", "float64")}, "float32 can't see it"
 
 
 def test_without_the_guard_a_defect_of_bitsandbytes_shows_and_shrinks() -> None:

@@ -1,10 +1,11 @@
-"""A tiny Llama graph in which no two sizes are the same, opened in this process."""
+"""A tiny Llama graph in which no two sizes are the same, opened in this process; and the units of rounding."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
 from contract.model.layout import LlamaLayout
 from contract.worker import graph, taps
@@ -77,3 +78,16 @@ def everything_given(wanted: GraphPlan, section: str, seed: int = 2) -> dict[str
         shape = graph.shape_of(tap, wanted, BATCH, TOKENS)
         tensors |= {f"override.{tap.name}": draw(shape), f"bar.{tap.name}": draw(shape)}
     return tensors
+
+
+def draw(*shape: int, seed: int = 3) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def unit(dtype: str) -> float:
+    return float(np.finfo(dtype).eps) / 2
+
+
+def gamma(k: int, dtype: str) -> float:
+    """Relative error of k roundings in a row (Higham 2002, lemma 3.1)."""
+    return k * unit(dtype) / (1 - k * unit(dtype))
