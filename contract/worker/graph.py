@@ -67,10 +67,21 @@ class Lora(_Frozen):
 
 
 class Nf4(_Frozen):
-    """The block linears' frozen weights in NF4; without the path `nf4_linear` their dequantised values go through a plain linear."""
+    """The block linears' frozen weights in NF4; without the path `nf4_linear` their dequantised values go through a plain linear.
+
+    offsets_given: `open` carries NAME.offset (float32, of shape []), the mean of each linear's absmax. No two programs sum it alike, and
+    what is nested depends on its last bit: two stacks have the same weights only where they are given the same offset.
+    """
 
     block_size: int = Field(default=64, ge=1)
     double_quant: bool = True
+    offsets_given: bool = False
+
+    @model_validator(mode="after")
+    def _has_offsets(self) -> Nf4:
+        if self.offsets_given and not self.double_quant:
+            raise ValueError("offsets_given without double_quant: there are no offsets; leave one of the two out")
+        return self
 
 
 class GraphPlan(_Frozen):
@@ -173,6 +184,8 @@ def _block_weights(plan: GraphPlan, sizes: Mapping[str, int]) -> dict[str, tuple
         shapes[name] = (sizes[linear.out_dim], sizes[linear.in_dim])
         if has_bias(plan.layout, name):
             shapes[f"{name}.bias"] = (sizes[linear.out_dim],)
+        if plan.base is not None and plan.base.offsets_given:
+            shapes[f"{name}.offset"] = ()
     return shapes
 
 

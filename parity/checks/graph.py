@@ -18,7 +18,7 @@ from contract.worker.process import StackProcess
 from contract.worker.stack import Elementary
 from parity.checks import strategies
 from parity.checks.check import Answered, Arrays, Ask, Case, Check, GraphNeeds, Judge, Plan, Question
-from parity.checks.graph_case import GraphAsk, GraphCase, Weights
+from parity.checks.graph_case import GraphAsk, GraphCase, Weights, offsets
 from parity.find import bisect
 from parity.find.fault import Fault
 from parity.judge import perturb
@@ -37,7 +37,7 @@ MODEL_SEQUENCES = 2
 GRAPHS_PER_EXAMPLE = 4
 """How many examples of a primitive a drawn graph stands for."""
 
-NF4 = Nf4(block_size=64, double_quant=True)
+NF4 = Nf4(block_size=64, double_quant=True, offsets_given=True)
 
 # Drawn graphs: few shapes, since a new one costs a compile; heads x head_dim is not hidden_size, no two sizes are equal, each field
 # has a value of its own.
@@ -61,12 +61,18 @@ def _drawn(draw: st.DrawFn, base: Nf4 | None) -> Case:
     initial, spiky = draw(st.booleans()), draw(st.booleans())
     plan = GraphPlan(layout=_LAYOUTS[which], dtype="float64", lora=_LORAS[which], base=base)
     rng = np.random.default_rng(seed)
-    weights = {name: _weight(rng, name, shape) for name, (shape, _) in graph.weights(plan).items()}
+    weights = _weights(rng, plan)
     if spiky:
         weights["embedding"][:, 1] *= 30  # one channel far above the others, as trained models have
     ids, labels = _batch(rng, _BATCHES[which], plan.layout.vocab_size)
     name = f"{plan.layout.num_hidden_layers} layers of {plan.layout.hidden_size}, {'B = 0' if initial else 'random B'}, seed {seed}"
     return _case(name, plan, weights, _adapter(plan, seed, initial=initial), ids, labels, seed)
+
+
+def _weights(rng: np.random.Generator, plan: GraphPlan) -> dict[str, np.ndarray]:
+    """Those of a plain base: what is quantised is quantised from them."""
+    plain = graph.weights(plan.model_copy(update={"base": None}))
+    return {name: _weight(rng, name, shape) for name, (shape, _) in plain.items()}
 
 
 def _weight(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -103,8 +109,9 @@ def _batch(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int) ->
 
 
 def _case(name: str, plan: GraphPlan, weights: Weights, adapter: Arrays, ids: np.ndarray, labels: np.ndarray, seed: int) -> GraphCase:
+    given = offsets(plan, weights) if plan.base is not None else {}
     return GraphCase(
-        name=name, inputs={"float64": {"ids": ids, "labels": labels}}, plan=plan, weights=weights, adapter=adapter,
+        name=name, inputs={"float64": {"ids": ids, "labels": labels}}, plan=plan, weights={**weights, **given}, adapter=adapter,
         ids=ids, labels=labels, seed=seed,
     )  # fmt: skip
 

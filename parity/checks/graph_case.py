@@ -40,22 +40,31 @@ class GraphCase(Case):
     def weight(self, name: str) -> np.ndarray:
         """A base weight as the graph means it: float32, of an NF4 base dequantised."""
         if self.plan.base is None or name.rpartition(".")[2] not in taps.LINEARS:
-            return self._stored(name)
+            return stored(self.weights[name])
         return self.once(f"nf4 {name}", lambda: self._dequantized(name))
 
-    def _stored(self, name: str) -> np.ndarray:
-        weight = self.weights[name]
-        return (files.load(weight) if isinstance(weight, FileReference) else weight).astype(np.float32, copy=False)
-
     def _dequantized(self, name: str) -> np.ndarray:
-        base, weight = self.plan.base, self._stored(name)
+        base, weight = self.plan.base, stored(self.weights[name])
         assert base is not None
         quantized = nf4.quantize(weight, base.block_size)
         absmax = quantized.absmax
         if base.double_quant:
-            offset = np.asarray(absmax.mean(dtype=np.float64), dtype=np.float32)
+            offset = stored(self.weights[f"{name}.offset"])
             absmax = nf4.unnest(*nf4.nest(absmax, offset), offset)
         return nf4.dequantize(quantized.packed, absmax, base.block_size, (weight.shape[0], weight.shape[1]))
+
+
+def offsets(plan: GraphPlan, weights: Weights) -> dict[str, np.ndarray]:
+    """NAME.offset of every linear of an NF4 base whose offsets are given."""
+    assert plan.base is not None
+    block_size = plan.base.block_size
+    names = [name for name in graph.weights(plan) if name.endswith(".offset")]
+    return {name: nf4.offset(stored(weights[name.removesuffix(".offset")]), block_size) for name in names}
+
+
+def stored(weight: np.ndarray | FileReference) -> np.ndarray:
+    """A weight from where it lies, float32."""
+    return (files.load(weight) if isinstance(weight, FileReference) else weight).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ Legend: P runs, B sequences, T tokens; a row is a tensor's last axis.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,17 +23,17 @@ from contract.worker.graph import GraphPlan
 from contract.worker.taps import prefix
 from parity.judge.bounds import unit_roundoff
 from parity.reference.llama import Oracle, Trace
-from parity.reference.rounding import Noise, Size
+from parity.reference.rounding import Size
 from parity.reference.tape import Kind
 
 INJECTED = 2.0**-30
 """The u of the runs: the square of it, which first order neglects, and float64's own u both lie far below it."""
 
-ROWS_AT_ONCE = 96
+ROWS_AT_ONCE = 192
 """Tokens times runs of one pass: enough that a weight read once serves many rows, few enough for their activations to fit."""
 
-CHUNKS_AT_ONCE = 2
-"""Passes at a time: while one multiplies, another draws. Each needs memory for its rows' activations."""
+_PARALLEL = 1 << 15
+"""From so many elements on, runs draw their errors in parallel."""
 
 Progress = Callable[[int, int], None]
 
@@ -61,16 +61,16 @@ def respond(
     """
     sizes = _Sizes(exp_ulp)
     trace = Oracle(plan, weight, adapter, noise=sizes).graph(ids, labels, keep=keep)
+    sums = _RowSums(trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()})
 
-    def walk(noise: Noise, sums: _RowSums) -> None:
-        def see(section: str, kind: Kind, name: str, value: np.ndarray) -> None:
-            if kind != "bar" and name != "input":
-                sums.add(("grad." if kind == "grad" else "") + prefix(section) + name, value)
+    def see(section: str, kind: Kind, name: str, value: np.ndarray) -> None:
+        if kind != "bar" and name != "input":
+            sums.add(("grad." if kind == "grad" else "") + prefix(section) + name, value)
 
+    for noise in _chunks(sizes, runs, seed, ids.size, progress):
         Oracle(plan, weight, adapter, noise=noise).walk(ids, labels, see)
-
-    exact = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
-    return trace, _response(sizes, exact, walk, runs=runs, seed=seed, tokens=ids.size, progress=progress)
+        sums.count(noise.runs)
+    return trace, sums.response()
 
 
 def respond_section(
@@ -83,13 +83,13 @@ def respond_section(
     """
     sizes = _Sizes(exp_ulp)
     exact = Oracle(plan, weight, adapter, noise=sizes).section(section, tensors)
-
-    def walk(noise: Noise, sums: _RowSums) -> None:
+    sums = _RowSums(exact)
+    tokens = next(tensors[name] for name in ("ids", "input") if name in tensors).shape
+    for noise in _chunks(sizes, runs, seed, tokens[0] * tokens[1], lambda done, total: None):
         for name, value in Oracle(plan, weight, adapter, noise=noise).answer(section, tensors).items():
             sums.add(name, value)
-
-    batch, tokens = next(tensors[name] for name in ("ids", "input") if name in tensors).shape[:2]
-    return exact, _response(sizes, exact, walk, runs=runs, seed=seed, tokens=batch * tokens, progress=lambda done, total: None)
+        sums.count(noise.runs)
+    return exact, sums.response()
 
 
 def row_limits(response_rows: np.ndarray, *, dtype: str, runs: int, false_alarm: float, sides: int = 1) -> np.ndarray:
@@ -121,22 +121,29 @@ class _Sizes:
 class _Draws:
     """A Noise that adds an independent normal error of that size for each run; a run's errors are the same in any chunk."""
 
-    def __init__(self, sizes: _Sizes, seeds: Sequence[np.random.SeedSequence]) -> None:
+    def __init__(self, sizes: _Sizes, seeds: Iterable[np.random.SeedSequence], pool: ThreadPoolExecutor) -> None:
         self.exp_ulp = sizes.exp_ulp
         self._sizes = sizes.of
         self._generators = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]
+        self._pool = pool
+        self.runs = len(self._generators)
 
     def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
         scale = self._sizes[site]
         if scale is None:
             return value
-        noisy = np.empty((len(self._generators), *value.shape[1:]))
-        for run, generator in enumerate(self._generators):
-            error = generator.standard_normal((1, *scale.shape), dtype=np.float32)
+        noisy = np.empty((self.runs, *value.shape[1:]))
+
+        def draw(run: int) -> None:
+            error = self._generators[run].standard_normal((1, *scale.shape), dtype=np.float32)
             error *= scale
             mine = slice(run, run + 1)
             np.multiply(error, INJECTED, out=noisy[mine], dtype=np.float64)
             noisy[mine] += value[mine] if len(value) > 1 else value
+
+        each = self._pool.map if scale.size >= _PARALLEL else map
+        for _ in each(draw, range(self.runs)):
+            pass
         return noisy
 
 
@@ -145,7 +152,8 @@ class _RowSums:
 
     def __init__(self, exact: Mapping[str, np.ndarray]) -> None:
         self._exact = exact
-        self.squares = {name: np.zeros(value.shape[:-1]) for name, value in exact.items()}
+        self._squares = {name: np.zeros(value.shape[:-1]) for name, value in exact.items()}
+        self._runs = 0
 
     def add(self, name: str, value: np.ndarray) -> None:
         """One tensor of a chunk of runs [P, *shape]; one that no error has reached has P = 1 and deviates by nothing."""
@@ -153,27 +161,22 @@ class _RowSums:
             return
         deviation = value - self._exact[name]
         of_rows = np.square(deviation) if deviation.ndim == 1 else np.einsum("...i,...i->...", deviation, deviation)
-        self.squares[name] = self.squares[name] + np.sum(of_rows, axis=0)
+        self._squares[name] = self._squares[name] + np.sum(of_rows, axis=0)
+
+    def count(self, runs: int) -> None:
+        """So many runs more have been added."""
+        self._runs += runs
+
+    def response(self) -> Response:
+        """Over all runs that were added."""
+        rows = {name: np.sqrt(squares / self._runs) / INJECTED for name, squares in self._squares.items()}
+        return Response(runs=self._runs, rows=rows)
 
 
-def _response(
-    sizes: _Sizes, exact: Mapping[str, np.ndarray], walk: Callable[[Noise, _RowSums], None], *,
-    runs: int, seed: int, tokens: int, progress: Progress,
-) -> Response:  # fmt: skip
-    """Chunks of runs, several at a time; `walk` makes one pass and shows its tensors. Sums are taken in the order of the chunks."""
+def _chunks(sizes: _Sizes, runs: int, seed: int, tokens: int, progress: Progress) -> Iterable[_Draws]:
     seeds = np.random.SeedSequence(seed).spawn(runs)
     at_once = max(1, min(runs, ROWS_AT_ONCE // tokens))
-    chunks = [seeds[start : start + at_once] for start in range(0, runs, at_once)]
-
-    def one(chunk: Sequence[np.random.SeedSequence]) -> tuple[int, Mapping[str, np.ndarray]]:
-        sums = _RowSums(exact)
-        walk(_Draws(sizes, chunk), sums)
-        return len(chunk), sums.squares
-
-    done, total = 0, {name: np.zeros(value.shape[:-1]) for name, value in exact.items()}
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, CHUNKS_AT_ONCE)) as pool:
-        for count, squares in pool.map(one, chunks):
-            done += count
-            total = {name: total[name] + squares[name] for name in total}
-            progress(done, runs)
-    return Response(runs=runs, rows={name: np.sqrt(squares / runs) / INJECTED for name, squares in total.items()})
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, runs, at_once):
+            yield _Draws(sizes, seeds[start : start + at_once], pool)
+            progress(min(start + at_once, runs), runs)

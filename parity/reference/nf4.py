@@ -93,6 +93,12 @@ def dequantize(packed: np.ndarray, absmax: np.ndarray, block_size: int, shape: t
     return blocks.reshape(-1)[: values.size].reshape(shape)
 
 
+def offset(weight: np.ndarray, block_size: int) -> np.ndarray:
+    """The mean of a float32 weight's absmax, summed in float64 and rounded once: float32, of shape []."""
+    absmax = np.abs(_blocks(weight.reshape(-1), block_size)).max(axis=1)
+    return np.asarray(absmax.mean(dtype=np.float64), dtype=np.float32)
+
+
 def nest(absmax: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """8-bit codes of absmax - offset [blocks] and their own absmax, one per 256 blocks (double quantisation)."""
     blocks = _blocks((absmax - offset).astype(np.float32), NESTED_BLOCK_SIZE)

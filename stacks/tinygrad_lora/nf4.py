@@ -90,14 +90,14 @@ def unnest(absmax_codes_B: Tensor, nested_absmax_S: Tensor, offset_1: Tensor) ->
     return product_B + offset_1
 
 
-def encode(weight_OI: Tensor, *, block_size: int, double_quant: bool) -> tuple[Tensor, Tensor]:
+def encode(weight_OI: Tensor, *, block_size: int, double_quant: bool, given_offset_1: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What a float32 weight becomes where it is kept as NF4: packed_P (uint8), and the absmax_B (float32) that its codes scale.
 
-    With `double_quant` absmax is what its own nested statistics give back.
+    With `double_quant` absmax is what its own nested statistics give back, about the given offset or the mean as this stack sums it.
     """
     _, packed_P, absmax_B = quantize(weight_OI, block_size)
     if double_quant:
-        offset_1 = offset(absmax_B).realize()
+        offset_1 = offset(absmax_B).realize() if given_offset_1 is None else given_offset_1
         absmax_B = unnest(*nest(absmax_B, offset_1), offset_1).contiguous().realize()
     return packed_P, absmax_B
 

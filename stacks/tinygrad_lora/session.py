@@ -176,16 +176,20 @@ class Session:
         weights: dict[str, Tensor] = {}
         for name in requests.weights(self.plan.model_copy(update={"sections": (section,)})):
             own = name.removeprefix(prefix)
-            weights |= self._linear(own, tensors[name]) if own in taps.LINEARS else {own: self._widened(tensors[name])}
+            if own in taps.LINEARS:
+                weights |= self._linear(own, tensors[name], tensors.get(f"{name}.offset"))
+            elif not own.endswith(".offset"):
+                weights[own] = self._widened(tensors[name])
         return weights
 
-    def _linear(self, name: str, weight_OI: np.ndarray) -> dict[str, Tensor]:
-        """A linear's weight: as it is, or through NF4, as codes where the product reads them."""
+    def _linear(self, name: str, weight_OI: np.ndarray, offset: np.ndarray | None) -> dict[str, Tensor]:
+        """A linear's weight: as it is, or through NF4, as codes where the product reads them; nested with the offset, if one is given."""
         base = self.plan.base
         if base is None:
             return {name: self._widened(weight_OI)}
         weight = to_device(weight_OI.astype(np.float32), self._device)
-        packed_P, absmax_B = nf4.encode(weight, block_size=base.block_size, double_quant=base.double_quant)
+        offset_1 = None if offset is None else to_device(offset, self._device).realize()
+        packed_P, absmax_B = nf4.encode(weight, block_size=base.block_size, double_quant=base.double_quant, given_offset_1=offset_1)
         if "nf4_linear" in self.plan.paths:
             return {f"{name}.packed": packed_P, f"{name}.absmax": absmax_B}
         out_features, in_features = weight_OI.shape

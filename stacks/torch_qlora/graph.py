@@ -70,7 +70,10 @@ class Loader:
         if self._plan.base is None:
             return FrozenLinear(self.widened(name, self._plan.dtype), bias_O)
         base = self._plan.base
-        quantized = nf4.Linear4bit(self.widened(name, "float32"), bias_O, block_size=base.block_size, double_quant=base.double_quant)
+        given_offset = self.widened(f"{name}.offset", "float32") if base.offsets_given else None
+        quantized = nf4.Linear4bit(
+            self.widened(name, "float32"), bias_O, block_size=base.block_size, double_quant=base.double_quant, given_offset=given_offset
+        )
         if "nf4_linear" in self._plan.paths:
             return quantized
         return FrozenLinear(quantized.dequantized().to(DTYPES[self._plan.dtype]), bias_O)

@@ -205,19 +205,28 @@ class Linear4bit(nn.Linear):
 
     Args:
         weight_OI: float32; quantised here and let go.
+        given_offset: a scalar to nest with, in place of the mean of absmax as this stack sums it.
 
     Raises:
         ValueError: as `quantize`.
     """
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, block_size: int, double_quant: bool) -> None:
+    def __init__(
+        self,
+        weight_OI: torch.Tensor,
+        bias_O: torch.Tensor | None,
+        *,
+        block_size: int,
+        double_quant: bool,
+        given_offset: torch.Tensor | None = None,
+    ) -> None:
         super().__init__(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, device="meta")
         quantized = quantize(weight_OI, block_size)
         self.block_size, self.double_quant = block_size, double_quant
         self.weight = nn.Parameter(quantized.packed, requires_grad=False)
         if bias_O is not None:
             self.bias = nn.Parameter(bias_O, requires_grad=False)
-        mean = offset(quantized.absmax)
+        mean = offset(quantized.absmax) if given_offset is None else given_offset
         self.absmax = (*nest(quantized.absmax, mean), mean) if double_quant else (quantized.absmax,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ def small_case(seed: int = 1, *, which: int = 0, initial: bool = False, base: Nf
     """One of the graphs that tier C draws."""
     plan = GraphPlan(layout=checks._LAYOUTS[which], dtype="float64", lora=checks._LORAS[which], base=base)
     rng = np.random.default_rng(seed)
-    weights = {name: checks._weight(rng, name, shape) for name, (shape, _) in graph.weights(plan).items()}
+    weights = checks._weights(rng, plan)
     ids, labels = checks._batch(rng, checks._BATCHES[which], plan.layout.vocab_size)
     return checks._case(f"seed {seed}", plan, weights, checks._adapter(plan, seed, initial=initial), ids, labels, seed)
 

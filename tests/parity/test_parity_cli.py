@@ -24,8 +24,10 @@ STACKS = ("--stacks", "one,two", "--profile", "quick")
 
 OPTIONS = {
     "run": {
-        "--tier", "--only", "--stacks", "--device", "--profile", "--seed", "--time-budget", "--mutant", "--json", "--junit", "--help",
+        "--tier", "--only", "--stacks", "--device", "--profile", "--seed", "--time-budget", "--mutant", "--model", "--json",
+        "--junit", "--help",
     },
+    "bisect": {"--question", "--stacks", "--device", "--profile", "--seed", "--mutant", "--model", "--help"},
     "doctor": {"--help"},
     "coverage": {"--write", "--help"},
 }  # fmt: skip

@@ -1,0 +1,136 @@
+"""Tier C and bisect as a user meets them: a checkpoint of their own, a bad one, a planted bug."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity import cli
+from tests.contract.model import tiny_checkpoint
+
+Parity = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Parity:
+    """The command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["parity", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        told = capsys.readouterr()
+        return stopped.value.code, told.out, told.err
+
+    return run
+
+
+def test_a_checkpoint_of_ones_own(parity: Parity, tmp_path: Path) -> None:
+    """Both stacks, every question, on a small folder; the record names it, and each tap has its difference."""
+    model = tiny_checkpoint.write(tmp_path / "model")
+    record = tmp_path / "run.json"
+    code, out, err = parity("run", "--only", "c.model", "--only", "c.model_nf4", "--model", str(model), "--json", str(record))
+    assert (code, err) == (0, ""), out
+    assert "worst relative difference" in out
+    made = json.loads(record.read_text())
+    assert made["model"] == str(model)
+    pair = next(result for result in made["results"] if result["question"] == "same_function" and result["status"] == "pass")
+    kinds = {tensor["tensor"] for tensor in pair["tensors"]}
+    assert {"q_rope", "scores", "weights", "logits", "loss", "grad.q_proj.lora_a", "grad.down_proj.lora_b"} <= kinds
+    assert all(tensor["relative"] < 1e-10 for tensor in pair["tensors"])
+
+
+def no_config(model: Path) -> str:
+    (model / "config.json").unlink()
+    return "config.json"
+
+
+def truncated(model: Path) -> str:
+    weights = model / tiny_checkpoint.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return tiny_checkpoint.WEIGHTS
+
+
+def another_architecture(model: Path) -> str:
+    tiny_checkpoint.write(model, model_type="gpt_neox")
+    return "gpt_neox"
+
+
+def another_field(model: Path) -> str:
+    tiny_checkpoint.write(model, attention_multiplier=0.5)
+    return "attention_multiplier"
+
+
+def scaled_rope(model: Path) -> str:
+    tiny_checkpoint.write(model, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    return "rope_scaling"
+
+
+def not_a_number(model: Path) -> str:
+    weights = tiny_checkpoint.weights()
+    weights[tiny_checkpoint.V][0, 0] = np.nan
+    tiny_checkpoint.write(model, weights)
+    return tiny_checkpoint.V
+
+
+@pytest.mark.parametrize("spoil", [no_config, truncated, another_architecture, another_field, scaled_rope, not_a_number])
+@pytest.mark.parametrize("command", [("run", "--only"), ("bisect",)])
+def test_a_bad_checkpoint_is_refused_by_name_before_anything_starts(
+    parity: Parity, tmp_path: Path, command: tuple[str, ...], spoil: Callable[[Path], str]
+) -> None:
+    model = tiny_checkpoint.write(tmp_path / "model")
+    named = spoil(model)
+    code, out, err = parity(*command, "c.model", "--model", str(model))
+    assert code == 2
+    assert out == ""
+    assert named in err
+    assert err.startswith("parity: ")
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_is_not_there(parity: Parity, tmp_path: Path) -> None:
+    code, _, err = parity("run", "--only", "c.model", "--model", str(tmp_path / "nowhere"))
+    assert code in (2, 4)
+    assert "nowhere" in err
+
+
+def test_bisect_finds_nothing_in_stacks_that_are_right(parity: Parity) -> None:
+    code, out, _ = parity("bisect", "c.llama", "--stacks", "torch_qlora")
+    assert code == 0
+    assert "every operation is right" in out
+
+
+def test_bisect_names_the_operation(parity: Parity) -> None:
+    code, out, _ = parity("bisect", "c.llama", "--stacks", "torch_qlora", "--mutant", "torch-softmax-in-float32")
+    assert code == 1
+    assert "torch_qlora weights" in out
+    assert "forward and backward" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("a.matmul",), "no whole graph"),
+        (("c.llama", "--question", "fast_path"), "allowed: same_function, precision"),
+        (("c.nothing",), "there is no check"),
+        (("c.llama", "--profile", "slow"), "there is no profile"),
+    ],
+)
+def test_bisect_refuses(parity: Parity, arguments: tuple[str, ...], told: str) -> None:
+    code, _, err = parity("bisect", *arguments)
+    assert code == 2
+    assert told in err
+
+
+def test_bisect_of_a_path_that_a_stack_lacks(parity: Parity) -> None:
+    code, _, err = parity("bisect", "c.llama_checkpoint", "--question", "fast_path", "--stacks", "tinygrad_lora")
+    assert code == 4
+    assert "tinygrad_lora declares no path checkpoint" in err
