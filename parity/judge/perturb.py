@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
+from threadpoolctl import threadpool_limits
 
 from contract.worker.graph import GraphPlan
 from contract.worker.taps import prefix
@@ -29,7 +30,7 @@ from parity.reference.tape import Kind
 INJECTED = 2.0**-30
 """The u of the runs: the square of it, which first order neglects, and float64's own u both lie far below it."""
 
-ROWS_AT_ONCE = 192
+ROWS_AT_ONCE = 128
 """Tokens times runs of one pass: enough that a weight read once serves many rows, few enough for their activations to fit."""
 
 _PARALLEL = 1 << 15
@@ -61,6 +62,7 @@ def respond(
     """
     sizes = _Sizes(exp_ulp)
     trace = Oracle(plan, weight, adapter, noise=sizes).graph(ids, labels, keep=keep)
+    trace.bars.clear()  # of a real model hundreds of megabytes, which no comparison asks for
     sums = _RowSums(trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()})
 
     def see(section: str, kind: Kind, name: str, value: np.ndarray) -> None:
@@ -176,7 +178,8 @@ class _RowSums:
 def _chunks(sizes: _Sizes, runs: int, seed: int, tokens: int, progress: Progress) -> Iterable[_Draws]:
     seeds = np.random.SeedSequence(seed).spawn(runs)
     at_once = max(1, min(runs, ROWS_AT_ONCE // tokens))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    # OpenBLAS's threads wait for each other by spinning, and the stacks are at work on the same cores
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for start in range(0, runs, at_once):
             yield _Draws(sizes, seeds[start : start + at_once], pool)
             progress(min(start + at_once, runs), runs)

@@ -216,7 +216,7 @@ def test_each_operation_s_response_is_what_float32_errs_by(section: str, order: 
         if (rows > 0).sum() > 1:
             ratio = np.sqrt(np.mean(np.square(error[rows > 0] / rows[rows > 0]))) / unit_roundoff("float32")
             few = rows.size < 10
-            assert (0.1 if few else 0.25) < ratio < (1.6 if few else 1.1), f"{name}: {ratio}"
+            assert (0.1 if few else 0.25) < ratio < (1.6 if few else 1.25), f"{name}: {ratio}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
