@@ -59,7 +59,7 @@ def faults(
     Raises:
         HarnessError, RequestFailed: as StackProcess.request.
     """
-    exp_ulp = max(one.ulp for one in declared if one.function == "exp")
+    exp_ulp = max(one.ulp for one in declared if one.function in ("exp", "log"))
     trace = Oracle(case.plan, case.weight, case.adapter).graph(case.ids, case.labels, keep=lambda name: name in ROPE_TABLES)
     found: list[_Found] = []
     sections = taps.sections(plan.layout.num_hidden_layers)
