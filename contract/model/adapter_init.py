@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from contract.worker import graph
-from contract.worker.graph import GraphPlan
+from contract.worker.plan import GraphPlan
 
 _BITS = 24
 """Random bits a value: as many as float32's significand has, so that the draw itself needs no rounding."""

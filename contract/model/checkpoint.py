@@ -23,6 +23,7 @@ from contract.model import hub, keymap, layout, zoo
 from contract.model.layout import LlamaLayout
 from contract.worker import files, graph
 from contract.worker.files import FileReference
+from contract.worker.plan import GraphPlan, Lora
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -236,7 +237,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 def _needed(model: LlamaLayout) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Each key that the layout needs -> the weight's name and shape."""
-    plan = graph.GraphPlan(layout=model, dtype="float32", lora=graph.Lora(rank=1, alpha=1))
+    plan = GraphPlan(layout=model, dtype="float32", lora=Lora(rank=1, alpha=1))
     return {keymap.hugging_face_key(weight): (weight, shape) for weight, (shape, _) in graph.weights(plan).items()}
 
 

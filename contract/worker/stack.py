@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from contract.worker.graph import Path
 from contract.worker.operations import OPERATIONS, WORK_DTYPES
+from contract.worker.plan import Path
 
 Tensors = Mapping[str, np.ndarray]
 Attributes = Mapping[str, Any]
@@ -47,7 +47,7 @@ class Stack(Protocol):
         """One operation of `contract.worker.operations`, on host arrays, into host arrays."""
 
     def open(self, graph: str, plan: Attributes, tensors: Tensors) -> Reply:
-        """Opens the graph of a `contract.worker.graph.GraphPlan`, in place of the one that was open; `graph` names it."""
+        """Opens the graph of a `contract.worker.plan.GraphPlan`, in place of the one that was open; `graph` names it."""
 
     def state(self, graph: str, tensors: Tensors | None = None) -> Reply:
         """Sets the open graph's adapter, all of it; without tensors, answers it."""

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from contract.model import adapter_init, checkpoint
 from contract.model.layout import LlamaLayout
 from contract.worker import graph, taps
-from contract.worker.graph import IGNORE_INDEX, GraphPlan, Lora, Nf4, Path
+from contract.worker.graph import IGNORE_INDEX
+from contract.worker.plan import GraphPlan, Lora, Nf4, Path
 from contract.worker.process import StackProcess
 from contract.worker.stack import Elementary
 from parity.checks import strategies

@@ -11,7 +11,7 @@ import numpy as np
 from contract.worker import files, graph, taps
 from contract.worker.answers import ProtocolBroken
 from contract.worker.files import FileReference
-from contract.worker.graph import GraphPlan
+from contract.worker.plan import GraphPlan
 from contract.worker.process import Pending, StackProcess
 from parity.checks.check import Arrays, Case
 from parity.reference import nf4

@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 
 from contract.worker import graph, taps
-from contract.worker.graph import ROPE_TABLES, GraphPlan
+from contract.worker.graph import ROPE_TABLES
+from contract.worker.plan import GraphPlan
 from contract.worker.process import StackProcess
 from contract.worker.stack import Elementary
 from contract.worker.taps import EMBEDDING, HEAD

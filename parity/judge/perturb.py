@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits
 
-from contract.worker.graph import GraphPlan
+from contract.worker.plan import GraphPlan
 from contract.worker.taps import prefix
 from parity.judge.bounds import unit_roundoff
 from parity.reference.llama import Oracle, Trace

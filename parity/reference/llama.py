@@ -15,7 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from contract.worker.graph import ROPE_TABLES, GraphPlan, has_bias
+from contract.worker.graph import ROPE_TABLES, has_bias
+from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD, prefix, sections
 from parity.reference.llama_block import Block
 from parity.reference.llama_ends import Head, rope_tables

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 import numpy as np
 from tinygrad import Tensor, TinyJit
 
-from contract.worker.graph import GraphPlan
+from contract.worker.plan import GraphPlan
 from contract.worker.taps import HEAD
 from stacks.tinygrad_lora.hook import Hook
 from stacks.tinygrad_lora.lora import Linears

@@ -10,8 +10,8 @@ from tinygrad import Device, Tensor
 from tinygrad.helpers import DEV, PARALLEL
 
 from contract.errors import MissingError, UserError
-from contract.worker.graph import GraphPlan
 from contract.worker.operations import OPERATIONS, expected_answer, wanted_gradients
+from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
 from stacks.tinygrad_lora import compiler, elementary, linear, loss, nf4, probe, webgpu

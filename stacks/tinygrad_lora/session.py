@@ -9,7 +9,8 @@ from tinygrad import Tensor
 
 from contract.worker import graph as requests
 from contract.worker import taps
-from contract.worker.graph import IGNORE_INDEX, ROPE_TABLES, GraphPlan, Invalid
+from contract.worker.graph import IGNORE_INDEX, ROPE_TABLES, Invalid
+from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.taps import EMBEDDING, HEAD
 from stacks.tinygrad_lora import nf4

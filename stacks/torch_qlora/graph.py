@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from contract.worker import taps
-from contract.worker.graph import GraphPlan, adapter
+from contract.worker.graph import adapter
+from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD
 from stacks.torch_qlora import lora, nf4
 from stacks.torch_qlora.linear import FrozenLinear

@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from torch import nn
 
-from contract.worker.graph import Lora
+from contract.worker.plan import Lora
 
 ADAPTER = "default"
 

@@ -10,7 +10,6 @@ import torch
 from contract.worker import taps as tap_names
 from contract.worker.graph import (
     ROPE_TABLES,
-    GraphPlan,
     adapter,
     expected_block_answer,
     expected_graph_answer,
@@ -19,6 +18,7 @@ from contract.worker.graph import (
     require_block,
     weights,
 )
+from contract.worker.plan import GraphPlan
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
 from stacks.torch_qlora import lora, nf4
 from stacks.torch_qlora.graph import Graph, Taps

@@ -13,7 +13,7 @@ import numpy as np
 
 from contract.worker import graph
 from contract.worker.answers import Answer, RequestFailed
-from contract.worker.graph import GraphPlan, Lora, Nf4
+from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.stack import Graphs
 from parity.checks import graph as checks
 from parity.checks.graph_case import GraphCase

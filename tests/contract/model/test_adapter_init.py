@@ -36,7 +36,7 @@ from scipy import stats
 from contract.model.adapter_init import initial
 from contract.model.layout import LlamaLayout
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Lora
+from contract.worker.plan import GraphPlan, Lora
 from contract.worker.taps import LINEARS
 from parity.judge.confidence import FALSE_ALARM
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from contract.model.keymap import hugging_face_key, weight_name
 from contract.model.layout import LlamaLayout
 from contract.worker import graph
-from contract.worker.graph import GraphPlan, Lora
+from contract.worker.plan import GraphPlan, Lora
 
 TABLE = {
     "embedding": "model.embed_tokens.weight",

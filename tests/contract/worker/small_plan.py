@@ -9,7 +9,8 @@ import pytest
 
 from contract.model.layout import LlamaLayout
 from contract.worker import graph
-from contract.worker.graph import GraphPlan, Invalid, Lora
+from contract.worker.graph import Invalid
+from contract.worker.plan import GraphPlan, Lora
 
 B, T = 5, 7
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from contract.model import checkpoint
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Invalid, Lora, Nf4
+from contract.worker.graph import Invalid
+from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.taps import LINEARS
 from tests.contract.worker.small_plan import BAD_LABELS, B, T, ids, labels, layout, plan, refuses
 

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import f as fisher
 from torch import Tensor
 
-from contract.worker.graph import Lora
+from contract.worker.plan import Lora
 from contract.worker.taps import EMBEDDING, HEAD, prefix, section_taps
 from parity.judge import perturb
 from parity.judge.bounds import sums_root_mean_square, unit_roundoff

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from contract.model.layout import LlamaLayout
-from contract.worker.graph import GraphPlan, Lora, adapter, weights
+from contract.worker.graph import adapter, weights
+from contract.worker.plan import GraphPlan, Lora
 from contract.worker.taps import EMBEDDING, HEAD, prefix, sections
 
 

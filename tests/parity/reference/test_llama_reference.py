@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract.worker.graph import Lora, expected_block_answer, tap_shapes
+from contract.worker.graph import expected_block_answer, tap_shapes
+from contract.worker.plan import Lora
 from contract.worker.taps import EMBEDDING, HEAD, prefix, section_taps
 from parity.reference.llama import Oracle
 from tests.parity.reference.plain_llama import Case, Plain, case

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Lora, Nf4
+from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.process import RequestFailed, StackProcess
 from contract.worker.stack import Capabilities
 from parity.judge.perturb import respond

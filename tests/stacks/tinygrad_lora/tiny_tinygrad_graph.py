@@ -8,7 +8,7 @@ import numpy as np
 
 from contract.model.layout import LlamaLayout
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Lora
+from contract.worker.plan import GraphPlan, Lora
 from contract.worker.taps import EMBEDDING, HEAD
 from parity.judge.confidence import per_comparison
 from parity.judge.perturb import Response, row_limits

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from contract.worker import graph, taps
-from contract.worker.graph import Lora, Nf4
+from contract.worker.plan import Lora, Nf4
 from stacks.torch_qlora.graph import Graph, Taps
 from stacks.torch_qlora.models import llama
 from tests.stacks.torch_qlora.tiny_torch_graph import (

@@ -8,7 +8,7 @@ import torch
 from peft.tuners import lora as peft_lora
 
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Lora, Nf4
+from contract.worker.plan import GraphPlan, Lora, Nf4
 from stacks.torch_qlora import lora
 from stacks.torch_qlora.graph import Graph
 from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, everything_given, gradients, opened, plan, weights

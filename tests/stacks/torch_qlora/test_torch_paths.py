@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contract.worker import graph, taps
-from contract.worker.graph import Nf4
+from contract.worker.plan import Nf4
 from stacks.torch_qlora import nf4
 from stacks.torch_qlora.graph import Graph, Taps
 from stacks.torch_qlora.loss import chunked_cross_entropy, cross_entropy

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Lora, Nf4
+from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.process import Mutation, StackProcess
 from contract.worker.stack import NotSupported
 from stacks.torch_qlora import graph as graph_module

@@ -26,7 +26,7 @@ from transformers.models.llama import modeling_llama
 
 from contract.model import checkpoint, keymap, layout
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Lora
+from contract.worker.plan import GraphPlan, Lora
 from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, LAYOUT, batch, opened, plan, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

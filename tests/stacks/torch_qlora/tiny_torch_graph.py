@@ -9,7 +9,7 @@ import torch
 
 from contract.model.layout import LlamaLayout
 from contract.worker import graph, taps
-from contract.worker.graph import GraphPlan, Lora
+from contract.worker.plan import GraphPlan, Lora
 from stacks.torch_qlora.ops import TorchQlora
 
 GRAPH = "tiny"
