@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from contract.worker.discover import StackInfo
 from parity import cells as matrix
 from parity import session
 from parity.checks import real_weights, registry
+from parity.checks.check import Check
 from parity.report.record import Result, Run, Status
 from parity.session import Options, Progress
 from tests.parity.numpy_stack import CAPABILITIES, configure
@@ -107,11 +108,17 @@ def test_a_divergence_comes_before_a_broken_worker(go: Go) -> None:
     assert go("a.matmul", devices={"one": "NEGATED", "two": "DIES"}).exit_code == 1
 
 
+def only(monkeypatch: pytest.MonkeyPatch, checks: Sequence[Check]) -> None:
+    """A project that has these checks and no others."""
+    monkeypatch.setattr(registry, "CHECKS", tuple(checks))
+    monkeypatch.setattr(registry, "checks", lambda model="": tuple(checks))
+
+
 def test_a_broken_worker_comes_before_what_is_not_covered(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "CHECKS", tuple(check for check in registry.CHECKS if check.id in ("a.matmul", "a.linear")))
+    only(monkeypatch, tuple(check for check in registry.CHECKS if check.id in ("a.matmul", "a.linear")))
     run = go(tiers=("A",), devices={"two": "DIES"})
     assert run.exit_code == 3
-    monkeypatch.setattr(registry, "CHECKS", tuple(check for check in registry.CHECKS if check.id == "a.linear"))
+    only(monkeypatch, tuple(check for check in registry.CHECKS if check.id == "a.linear"))
     assert go(tiers=("A",)).exit_code == 4
 
 
@@ -138,9 +145,9 @@ def test_a_removed_check_is_exit_4_and_names_its_cells(go: Go, monkeypatch: pyte
     kept = tuple(check for check in registry.CHECKS if check.id in ("a.matmul", "a.linear"))
     recorded = {key: state for key, state in matrix.read_coverage().items() if key.split(" | ")[0] in ("a.matmul", "a.linear")}
     matrix.write_coverage(recorded)
-    monkeypatch.setattr(registry, "CHECKS", kept)
+    only(monkeypatch, kept)
     assert go(tiers=("A",)).exit_code == 0
-    monkeypatch.setattr(registry, "CHECKS", kept[:1])
+    only(monkeypatch, kept[:1])
     run = go(tiers=("A",))
     assert run.exit_code == 4
     lost = [result for result in run.results if result.status is Status.NOT_COVERED]
@@ -154,7 +161,7 @@ def test_a_removed_check_is_exit_4_and_names_its_cells(go: Go, monkeypatch: pyte
 
 def test_tiers_that_were_not_asked_for_lose_nothing(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix.write_coverage({key: state for key, state in matrix.read_coverage().items() if key.startswith(("a.matmul |", "b."))})
-    monkeypatch.setattr(registry, "CHECKS", tuple(check for check in registry.CHECKS if check.id == "a.matmul"))
+    only(monkeypatch, tuple(check for check in registry.CHECKS if check.id == "a.matmul"))
     assert go(tiers=("A",)).exit_code == 0
     assert go().exit_code == 4
 

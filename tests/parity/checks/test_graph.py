@@ -16,8 +16,8 @@ from contract.worker.process import StackProcess
 from parity import cells as matrix
 from parity.cells import Device
 from parity.checks import graph, registry
-from parity.checks.check import Check
-from parity.checks.graph_case import GraphAsk
+from parity.checks.check import Answered, Check, Plan, Question
+from parity.checks.graph_case import GraphAsk, GraphCase
 from parity.engine import Engine
 from parity.report.record import Result, Status
 from tests.parity.graph_stack import CAPABILITIES, GraphStack, small_case, with_layout
@@ -91,6 +91,28 @@ def test_each_tap_and_gradient_is_looked_at(name: str) -> None:
     kind = name.replace("layers.0.", "").replace("layers.1.", "")
     assert failed.reason.startswith(f"{kind}[")
     assert states(results)["precision", "float32", "wrong"] is Status.PASS
+
+
+def answered(stack: GraphStack, case: GraphCase, plan: Plan) -> Answered:
+    answers = [ask.send(cast(StackProcess, stack)).result().tensors for ask in plan.requests(case)]
+    return Answered(stack=stack.name, capabilities=CAPABILITIES, answers=answers)
+
+
+def test_every_answered_tensor_is_judged_and_no_nan_passes() -> None:
+    """One element wrong by much, or NaN, in each tap and gradient in turn; of two stacks, in each one's."""
+    case = small_case()
+    for plan in (plan for check_id in ("c.llama", "c.llama_chunked_loss") for plan in check_of(check_id).plans):
+        right = answered(GraphStack("right"), case, plan)
+        both = [right, right] if plan.question is Question.SAME_FUNCTION else [right]
+        assert all(comparison.passed for comparison in plan.judge(case, both, 1e-9))
+        for name, array in right.answers[0].items():
+            for value in (np.nan, 1e6):
+                wrong = array.copy()
+                wrong.reshape(-1)[-1:] = value
+                spoilt = dataclasses.replace(right, answers=[{**right.answers[0], name: wrong}, *right.answers[1:]])
+                pairs = [[spoilt, right], [right, spoilt]] if plan.question is Question.SAME_FUNCTION else [[spoilt]]
+                for stacks in pairs:
+                    assert not all(comparison.passed for comparison in plan.judge(case, stacks, 1e-9)), (plan.question, name)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
