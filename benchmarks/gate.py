@@ -1,41 +1,89 @@
-"""What the gate itself costs: wall time, the stacks' busy time, and the engine's overhead over it.
+"""What the gate itself costs: wall time, the stacks' busy time, the engine's overhead over it, and memory.
 
-Run: .venv/bin/python benchmarks/gate.py [--runs 3]
+Run: .venv/bin/python benchmarks/gate.py [--runs 3] [--tier A,B] [--only CHECK]
 Each run is a process of its own, as a user's is: within one process a second run would find the first one's references cached.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from parity.report.record import Run
 
-COMMAND = (sys.executable, "-c", "from parity.cli import main; main()", "run", "--tier", "A,B", "--profile", "quick")
+COMMAND = (sys.executable, "-c", "from parity.cli import main; main()", "run", "--profile", "quick")
+SAMPLE_SECONDS = 0.2
 
 
 def main() -> None:
-    """Runs tiers A and B at the quick profile several times."""
+    """Runs some tiers or checks at the quick profile several times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tier", default="A,B")
+    parser.add_argument("--only", action="append", default=[])
+    arguments = parser.parse_args()
+    chosen = [part for check in arguments.only for part in ("--only", check)] or ["--tier", arguments.tier]
     walls, overheads = [], []
     with tempfile.TemporaryDirectory() as folder:
         record_file = Path(folder) / "run.json"
-        for number in range(parser.parse_args().runs):
+        for number in range(arguments.runs):
             began = time.monotonic()
-            subprocess.run([*COMMAND, "--json", str(record_file)], stdout=subprocess.DEVNULL, check=True)
+            run = subprocess.Popen([*COMMAND, *chosen, "--json", str(record_file)], stdout=subprocess.DEVNULL)
+            with _peak_memory(run.pid) as peak:
+                code = run.wait()
+            if code:
+                raise SystemExit(f"the gate ended with {code}; a benchmark of a red gate says nothing")
             walls.append(time.monotonic() - began)
             timing = Run.model_validate_json(record_file.read_bytes()).timing
             assert timing.overhead is not None
             overheads.append(timing.overhead)
             by_stack = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timing.by_stack.items())
-            print(f"run {number}: {walls[-1]:.1f} s, some stack busy {timing.busy:.1f} s ({by_stack}), overhead {overheads[-1]:.0%}")
+            print(
+                f"run {number}: {walls[-1]:.1f} s, some stack busy {timing.busy:.1f} s ({by_stack}), overhead {overheads[-1]:.0%}, "
+                f"peak of all processes {max(peak) / 2**30:.2f} GiB"
+            )
     print(f"median: {statistics.median(walls):.1f} s, overhead {statistics.median(overheads):.0%}")
+
+
+@contextmanager
+def _peak_memory(pid: int) -> Iterator[list[int]]:
+    """Samples of the resident memory of a process and all below it, in bytes (Linux)."""
+    samples, done = [0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            samples.append(sum(_resident(one) for one in _tree(pid)))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        sampler.join()
+
+
+def _tree(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    below = children.read_text().split() if children.exists() else []
+    return [pid, *(one for child in below for one in _tree(int(child)))]
+
+
+def _resident(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

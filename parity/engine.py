@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import hypothesis
 import numpy as np
@@ -25,9 +25,9 @@ from parity.cells import Cell
 from parity.checks.check import Answered, Arrays, Ask, Case, Check
 from parity.find import reproducer
 from parity.find.fault import Fault
-from parity.judge import confidence, controls
-from parity.judge.verdict import Comparison
-from parity.report.record import Controls, Result, Status, TensorResult
+from parity.judge import confidence
+from parity.report.record import Result
+from parity.tally import Tally
 
 set_hypothesis_home_dir(cache_folder() / "hypothesis")  # not into the folder that the user happens to be in
 
@@ -41,33 +41,6 @@ Key = tuple[object, ...]
 
 class Divergence(AssertionError):
     """Raised while shrinking, to tell hypothesis that an input still fails."""
-
-
-@dataclass
-class _Tally:
-    """What is known of one cell so far."""
-
-    cell: Cell
-    examples: int = 0
-    real: int = 0
-    worst: dict[str, tuple[Comparison, Case]] = field(default_factory=dict)
-    relative: dict[str, float] = field(default_factory=dict)
-    failure: tuple[Comparison, Case] | None = None
-    faults: list[Fault] = field(default_factory=list)
-    error: str = ""
-    controls: controls.Outcome = controls.NONE
-
-    def add(self, comparison: Comparison, case: Case) -> None:
-        known = self.worst.get(comparison.tensor)
-        if known is None or _tighter(comparison, known[0]):
-            self.worst[comparison.tensor] = (comparison, case)
-        if comparison.relative is not None:
-            self.relative[comparison.tensor] = max(comparison.relative, self.relative.get(comparison.tensor, 0.0))
-        if not comparison.passed and self.failure is None:
-            self.failure = (comparison, case)
-        self.controls += comparison.controls
-        if comparison.controls.missed and not self.error:
-            self.error = f"{comparison.tensor}: the comparison accepted a negative control ({', '.join(comparison.controls.missed)})"
 
 
 @dataclass
@@ -119,7 +92,7 @@ class Engine:
     def run(self, check: Check, cells: Sequence[Cell]) -> list[Result]:
         """Explores one check for the cells that ask it; one result a cell."""
         started = time.monotonic()
-        tallies = {cell.key: _Tally(cell) for cell in cells}
+        tallies = {cell.key: Tally(cell) for cell in cells}
         missing = self._explore(check, tallies)
         located: dict[str, Sequence[Fault]] = {}
         for tally in tallies.values():
@@ -128,7 +101,7 @@ class Engine:
         share = (time.monotonic() - started) / max(1, len(cells))
         return [self._result(tally, missing, share) for tally in tallies.values()]
 
-    def _explore(self, check: Check, tallies: dict[str, _Tally]) -> str:
+    def _explore(self, check: Check, tallies: dict[str, Tally]) -> str:
         """All fixed cases, then the drawn ones; returns why not all were covered, if so."""
         waiting: list[_Asked] = []
 
@@ -136,10 +109,20 @@ class Engine:
             if self._out_of_time():
                 return
             cells = [tally.cell for tally in tallies.values() if not tally.error]
+            tell(case, "asking the stacks")
             waiting.append(self._ask(case, cells))
             if len(waiting) > 1:
-                self._judge(waiting.pop(0), tallies)
+                judge()
             self._on_example()
+
+        def judge() -> None:
+            asked = waiting.pop(0)
+            tell(asked.case, "perturbing the reference")
+            self._judge(asked, tallies)
+
+        def tell(case: Case, what: str) -> None:
+            if check.locate is not None:  # a graph takes seconds to a minute
+                self._doing(f"{check.id}: {case.name}: {what}")
 
         missing = ""
         try:
@@ -149,10 +132,10 @@ class Engine:
             missing = str(error)
         _draw(check, example, check.drawn(self._examples), self._seed, (Phase.generate,))
         while waiting:
-            self._judge(waiting.pop(0), tallies)
+            judge()
         return "the time budget was spent before all examples were asked" if self._out_of_time() else missing
 
-    def _pin_down(self, check: Check, tally: _Tally, located: dict[str, Sequence[Fault]]) -> None:
+    def _pin_down(self, check: Check, tally: Tally, located: dict[str, Sequence[Fault]]) -> None:
         """Names the operations at fault where the check can, else finds the smallest input that fails.
 
         Args:
@@ -173,7 +156,7 @@ class Engine:
             except (HarnessError, RequestFailed, ValueError) as error:
                 tally.error = f"bisect: {error}"
 
-    def _shrink(self, check: Check, tally: _Tally) -> None:
+    def _shrink(self, check: Check, tally: Tally) -> None:
         """Replaces a tally's failure by the smallest one that hypothesis finds, and that by its failing part."""
         until = time.monotonic() + SHRINK_SECONDS
 
@@ -188,9 +171,9 @@ class Engine:
         if check.zoom is not None and comparison.where:
             self._still_fails(check.zoom(case, comparison.where), tally)
 
-    def _still_fails(self, case: Case, tally: _Tally) -> bool:
+    def _still_fails(self, case: Case, tally: Tally) -> bool:
         """Asks one cell alone; a failure that is no larger takes the tally's place."""
-        alone = _Tally(tally.cell)
+        alone = Tally(tally.cell)
         self._judge(self._ask(case, [tally.cell]), {tally.cell.key: alone})
         if alone.failure is None:
             return False
@@ -225,7 +208,7 @@ class Engine:
             asked.stack_errors[stack] = str(error)
             self._harness_errors[stack] += 1
 
-    def _judge(self, asked: _Asked, tallies: Mapping[str, _Tally]) -> None:
+    def _judge(self, asked: _Asked, tallies: Mapping[str, Tally]) -> None:
         answers: dict[tuple[str, Key], Arrays] = {}
         for (stack, key), (request, pending) in asked.pending.items():
             try:
@@ -240,7 +223,7 @@ class Engine:
             self._judge_cell(tallies[cell.key], asked, answers)
         asked.case.forget()
 
-    def _judge_cell(self, tally: _Tally, asked: _Asked, answers: Mapping[tuple[str, Key], Arrays]) -> None:
+    def _judge_cell(self, tally: Tally, asked: _Asked, answers: Mapping[tuple[str, Key], Arrays]) -> None:
         cell, case = tally.cell, asked.case
         assert cell.plan is not None
         keys = [request.key() for request in cell.plan.requests(case)]
@@ -267,38 +250,14 @@ class Engine:
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
-    def _result(self, tally: _Tally, missing: str, seconds: float) -> Result:
-        cell, failure = tally.cell, tally.failure
-        shown = failure[0] if failure else _tightest(tally)
+    def _result(self, tally: Tally, missing: str, seconds: float) -> Result:
         snippet = ""
-        if failure is not None:
-            status, reason = Status.FAIL, _explain(cell, *failure) + (f"; {tally.error}" if tally.error else "")
-            assert cell.plan is not None
-            snippet = reproducer.snippet(
-                cell, failure[1], failure[0], cell.plan.requests(failure[1]), rerun=self._rerun, mutants=self._mutants
-            )
-        elif tally.error:
-            status, reason = Status.ERROR, tally.error
-        elif missing or not tally.worst:
-            status, reason = Status.NOT_COVERED, missing or "nothing was compared"
-        else:
-            status, reason = Status.PASS, ""
-        return Result(
-            id=cell.check.id, tier=cell.check.tier, title=cell.check.title, stacks=cell.stacks, question=cell.question, device=cell.devices,
-            dtype=cell.dtype, status=status, reason=reason, snippet=snippet,
-            examples=tally.examples, real_weights=tally.real, seconds=seconds,
-            observed=shown.observed if shown else None, bound=shown.bound if shown else None,
-            bound_source=shown.bound_source if shown else "", headroom=shown.headroom if shown else None,
-            faults=tuple(tally.faults),
-            controls=Controls(applied=tally.controls.applied, caught=tally.controls.caught),
-            tensors=tuple(
-                TensorResult(
-                    tensor=one.tensor, observed=one.observed, bound=one.bound, unit=one.unit, bound_source=one.bound_source,
-                    headroom=one.headroom, relative=tally.relative.get(one.tensor), case=case.name,
-                )
-                for one, case in tally.worst.values()
-            ),
-        )  # fmt: skip
+        if tally.failure is not None:
+            comparison, case = tally.failure
+            assert tally.cell.plan is not None
+            requests = tally.cell.plan.requests(case)
+            snippet = reproducer.snippet(tally.cell, case, comparison, requests, rerun=self._rerun, mutants=self._mutants)
+        return tally.result(missing=missing, seconds=seconds, snippet=snippet)
 
 
 def _draw(check: Check, example: Callable[[Case], None], examples: int, seed: int, phases: tuple[Phase, ...]) -> None:
@@ -315,27 +274,6 @@ def _draw(check: Check, example: Callable[[Case], None], examples: int, seed: in
         example(case)
 
     body()
-
-
-def _tighter(one: Comparison, other: Comparison) -> bool:
-    """Whether `one` has less head-room than `other`; a failed comparison has the least."""
-    return (one.passed, _headroom(one)) < (other.passed, _headroom(other))
-
-
-def _headroom(comparison: Comparison) -> float:
-    return float("inf") if comparison.headroom is None else comparison.headroom
-
-
-def _tightest(tally: _Tally) -> Comparison | None:
-    return min((comparison for comparison, _ in tally.worst.values()), key=_headroom, default=None)
-
-
-def _explain(cell: Cell, comparison: Comparison, case: Case) -> str:
-    where = f"{list(comparison.where)}" if comparison.where else ""
-    names = cell.stacks if len(cell.stacks) > 1 and " of " not in comparison.tensor else ("got", "wanted")
-    values = "" if comparison.got is None else f"{names[0]} {comparison.got:.9g}, {names[1]} {comparison.wanted:.9g}; "
-    difference = f"{comparison.unit} {comparison.observed:.4g}, allowed {comparison.bound:.4g}"
-    return f"{comparison.tensor}{where}: {values}{difference} (on {case.name})"
 
 
 def _size(case: Case) -> int:

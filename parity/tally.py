@@ -1,0 +1,92 @@
+"""What is known of one cell while a run goes on, and the result that it ends as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from parity.cells import Cell
+from parity.checks.check import Case
+from parity.find.fault import Fault
+from parity.judge import controls
+from parity.judge.verdict import Comparison
+from parity.report.record import Controls, Result, Status, TensorResult
+
+
+@dataclass
+class Tally:
+    """What is known of one cell so far."""
+
+    cell: Cell
+    examples: int = 0
+    real: int = 0
+    worst: dict[str, tuple[Comparison, Case]] = field(default_factory=dict)
+    relative: dict[str, float] = field(default_factory=dict)
+    failure: tuple[Comparison, Case] | None = None
+    faults: list[Fault] = field(default_factory=list)
+    error: str = ""
+    controls: controls.Outcome = controls.NONE
+
+    def add(self, comparison: Comparison, case: Case) -> None:
+        known = self.worst.get(comparison.tensor)
+        if known is None or _tighter(comparison, known[0]):
+            self.worst[comparison.tensor] = (comparison, case)
+        if comparison.relative is not None:
+            self.relative[comparison.tensor] = max(comparison.relative, self.relative.get(comparison.tensor, 0.0))
+        if not comparison.passed and self.failure is None:
+            self.failure = (comparison, case)
+        self.controls += comparison.controls
+        if comparison.controls.missed and not self.error:
+            self.error = f"{comparison.tensor}: the comparison accepted a negative control ({', '.join(comparison.controls.missed)})"
+
+    def result(self, *, missing: str, seconds: float, snippet: str) -> Result:
+        """The cell's result.
+
+        Args:
+            missing: why not all examples were covered, if so.
+            snippet: a program that shows the failure again.
+        """
+        cell, failure = self.cell, self.failure
+        shown = failure[0] if failure else min((one for one, _ in self.worst.values()), key=_headroom, default=None)
+        status, reason = self._verdict(missing)
+        return Result(
+            id=cell.check.id, tier=cell.check.tier, title=cell.check.title, stacks=cell.stacks, question=cell.question, device=cell.devices,
+            dtype=cell.dtype, status=status, reason=reason, snippet=snippet,
+            examples=self.examples, real_weights=self.real, seconds=seconds,
+            observed=shown.observed if shown else None, bound=shown.bound if shown else None,
+            bound_source=shown.bound_source if shown else "", headroom=shown.headroom if shown else None,
+            faults=tuple(self.faults),
+            controls=Controls(applied=self.controls.applied, caught=self.controls.caught),
+            tensors=tuple(
+                TensorResult(
+                    tensor=one.tensor, observed=one.observed, bound=one.bound, unit=one.unit, bound_source=one.bound_source,
+                    headroom=one.headroom, relative=self.relative.get(one.tensor), case=case.name,
+                )
+                for one, case in self.worst.values()
+            ),
+        )  # fmt: skip
+
+    def _verdict(self, missing: str) -> tuple[Status, str]:
+        if self.failure is not None:
+            return Status.FAIL, _explain(self.cell, *self.failure) + (f"; {self.error}" if self.error else "")
+        if self.error:
+            return Status.ERROR, self.error
+        if missing or not self.worst:
+            return Status.NOT_COVERED, missing or "nothing was compared"
+        return Status.PASS, ""
+
+
+def _tighter(one: Comparison, other: Comparison) -> bool:
+    """Whether `one` has less head-room than `other`; a failed comparison has the least."""
+    return (one.passed, _headroom(one)) < (other.passed, _headroom(other))
+
+
+def _headroom(comparison: Comparison) -> float:
+    return float("inf") if comparison.headroom is None else comparison.headroom
+
+
+def _explain(cell: Cell, comparison: Comparison, case: Case) -> str:
+    where = f"{list(comparison.where)}" if comparison.where else ""
+    names = cell.stacks if len(cell.stacks) > 1 and " of " not in comparison.tensor else ("got", "wanted")
+    values = "" if comparison.got is None else f"{names[0]} {comparison.got:.9g}, {names[1]} {comparison.wanted:.9g}; "
+    difference = f"{comparison.unit} {comparison.observed:.4g}, allowed {comparison.bound:.4g}"
+    return f"{comparison.tensor}{where}: {values}{difference} (on {case.name})"
