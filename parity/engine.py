@@ -94,7 +94,7 @@ class Engine:
         started = time.monotonic()
         tallies = {cell.key: Tally(cell) for cell in cells}
         missing = self._explore(check, tallies)
-        located: dict[str, Sequence[Fault]] = {}
+        located: dict[Key, Sequence[Fault]] = {}
         for tally in tallies.values():
             if tally.failure is not None:
                 self._pin_down(check, tally, located)
@@ -130,29 +130,30 @@ class Engine:
                 example(case)
         except UserError as error:
             missing = str(error)
-        _draw(check, example, check.drawn(self._examples), self._seed, (Phase.generate,))
+        draw(check, example, check.drawn(self._examples), self._seed, (Phase.generate,))
         while waiting:
             judge()
         return "the time budget was spent before all examples were asked" if self._out_of_time() else missing
 
-    def _pin_down(self, check: Check, tally: Tally, located: dict[str, Sequence[Fault]]) -> None:
+    def _pin_down(self, check: Check, tally: Tally, located: dict[Key, Sequence[Fault]]) -> None:
         """Names the operations at fault where the check can, else finds the smallest input that fails.
 
         Args:
-            located: stack -> what was found for another cell of this check, which explains this one too.
+            located: what was found for other cells of this check; the same graph of the same case is not looked at twice.
         """
         if check.locate is None:
             self._shrink(check, tally)
             return
         assert tally.failure is not None
-        assert tally.cell.plan is not None
+        case, plan = tally.failure[1], tally.cell.plan
+        assert plan is not None
         for stack, device in zip(tally.cell.stacks, tally.cell.devices, strict=True):
-            self._doing(f"{check.id}: looking for the operation in {stack}")
-            declared = self._capabilities[stack].elementary_on(device)
+            key = stack, *plan.requests(case)[0].key()
             try:
-                if not located.get(stack):
-                    located[stack] = check.locate(tally.failure[1], tally.cell.plan, self._processes[stack], declared)
-                tally.faults += located[stack]
+                if key not in located:
+                    declared = self._capabilities[stack].elementary_on(device)
+                    located[key] = check.locate(case, plan, self._processes[stack], declared, self._doing)
+                tally.faults += located[key]
             except (HarnessError, RequestFailed, ValueError) as error:
                 tally.error = f"bisect: {error}"
 
@@ -165,7 +166,7 @@ class Engine:
                 raise Divergence(tally.cell.key)
 
         with contextlib.suppress(Divergence, hypothesis.errors.Flaky):
-            _draw(check, example, SHRINK_EXAMPLES, self._seed, (Phase.generate, Phase.shrink))
+            draw(check, example, SHRINK_EXAMPLES, self._seed, (Phase.generate, Phase.shrink))
         assert tally.failure is not None
         comparison, case = tally.failure
         if check.zoom is not None and comparison.where:
@@ -257,10 +258,12 @@ class Engine:
             assert tally.cell.plan is not None
             requests = tally.cell.plan.requests(case)
             snippet = reproducer.snippet(tally.cell, case, comparison, requests, rerun=self._rerun, mutants=self._mutants)
-        return tally.result(missing=missing, seconds=seconds, snippet=snippet)
+        again = reproducer.command(tally.cell, rerun=self._rerun, mutants=self._mutants)
+        return tally.result(missing=missing, seconds=seconds, again=again, snippet=snippet)
 
 
-def _draw(check: Check, example: Callable[[Case], None], examples: int, seed: int, phases: tuple[Phase, ...]) -> None:
+def draw(check: Check, example: Callable[[Case], None], examples: int, seed: int, phases: tuple[Phase, ...]) -> None:
+    """Shows `example` so many of a check's drawn cases; the same ones for the same seed."""
     if check.cases is None:
         return
 

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +160,7 @@ def run(options: Options, progress: Progress) -> Run:
     checks = select_checks(options.tiers, options.checks, options.model)
     require_sound(options.model, checks)
     chosen = select_stacks(discover.discover(), options.stacks, options.devices or {})
-    _require_stacks_of_mutants(options.mutants, chosen)
+    require_stacks_of_mutants(options.mutants, chosen)
     accepted, recorded = waivers.read(options.waiver_file), matrix.read_coverage()
     progress.doing("starting the stacks")
     with started(chosen, options.mutants) as processes:
@@ -168,7 +169,7 @@ def run(options: Options, progress: Progress) -> Run:
         cells = matrix.matrix(checks, here)
         engine = Engine(
             processes, {name: info.capabilities for name, (info, _) in chosen.items()}, examples=profile.examples, seed=seed,
-            rerun=f"--profile {options.profile} --seed {seed}",
+            rerun=_rerun(options, seed),
             statistical=_statistical(cells, profile.examples), mutants=options.mutants,
             deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step, doing=progress.doing,
         )  # fmt: skip
@@ -193,6 +194,12 @@ def run(options: Options, progress: Progress) -> Run:
             by_stack={name: busy_seconds({name: intervals}) for name, intervals in engine.busy.items()},
         ),
     )  # fmt: skip
+
+
+def _rerun(options: Options, seed: int) -> str:
+    """The flags of `parity run` that draw the same inputs again."""
+    model = "" if options.model == graph.MODEL else f" --model {shlex.quote(options.model)}"
+    return f"--profile {options.profile} --seed {seed}{model}"
 
 
 def require_sound(model: str, checks: Sequence[Check]) -> None:
@@ -247,8 +254,14 @@ def _declared_dtypes(info: StackInfo) -> frozenset[str]:
     return frozenset(dtype for dtypes in info.capabilities.operations.values() for dtype in dtypes)
 
 
-def _require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]) -> None:
-    """A mutant whose stack does not run would plant nothing, and the run would look as if it had survived."""
+def require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]) -> None:
+    """A mutant whose stack does not run would plant nothing, and the run would look as if it had survived.
+
+    Raises:
+        UserError: such a mutant, one that there is none of, or one that is named twice.
+    """
+    if len(set(names)) < len(names):
+        raise UserError(f"--mutant names {', '.join(names)}: each can be planted once; leave the second one out")
     for name in names:
         stack = catalogue.read(name).stack
         if stack not in chosen:

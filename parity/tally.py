@@ -38,11 +38,12 @@ class Tally:
         if comparison.controls.missed and not self.error:
             self.error = f"{comparison.tensor}: the comparison accepted a negative control ({', '.join(comparison.controls.missed)})"
 
-    def result(self, *, missing: str, seconds: float, snippet: str) -> Result:
+    def result(self, *, missing: str, seconds: float, again: str, snippet: str) -> Result:
         """The cell's result.
 
         Args:
             missing: why not all examples were covered, if so.
+            again: the command that asks the cell again.
             snippet: a program that shows the failure again.
         """
         cell, failure = self.cell, self.failure
@@ -50,7 +51,7 @@ class Tally:
         status, reason = self._verdict(missing)
         return Result(
             id=cell.check.id, tier=cell.check.tier, title=cell.check.title, stacks=cell.stacks, question=cell.question, device=cell.devices,
-            dtype=cell.dtype, status=status, reason=reason, snippet=snippet,
+            dtype=cell.dtype, status=status, reason=reason, again=again, snippet=snippet,
             examples=self.examples, real_weights=self.real, seconds=seconds,
             observed=shown.observed if shown else None, bound=shown.bound if shown else None,
             bound_source=shown.bound_source if shown else "", headroom=shown.headroom if shown else None,
@@ -89,4 +90,4 @@ def _explain(cell: Cell, comparison: Comparison, case: Case) -> str:
     names = cell.stacks if len(cell.stacks) > 1 and " of " not in comparison.tensor else ("got", "wanted")
     values = "" if comparison.got is None else f"{names[0]} {comparison.got:.9g}, {names[1]} {comparison.wanted:.9g}; "
     difference = f"{comparison.unit} {comparison.observed:.4g}, allowed {comparison.bound:.4g}"
-    return f"{comparison.tensor}{where}: {values}{difference} (on {case.name})"
+    return f"{comparison.place or comparison.tensor}{where}: {values}{difference} (on {case.name})"

@@ -103,6 +103,11 @@ def open_checkpoint(folder: Path, *, name: str = "") -> Checkpoint:
                 raise UserError(f"{key!r} is in {stored[key].file} and in {shard}, allowed once; {_DOWNLOAD}")
             stored[key] = tensor
     _require_as_indexed(folder, index, stored)
+    if model.num_hidden_layers > len(stored):  # before a list of a billion keys is made
+        raise UserError(
+            f"{folder / CONFIG}: num_hidden_layers is {model.num_hidden_layers}, "
+            f"and the weights are {len(stored)} tensors in all; correct it"
+        )
     needed = _needed(model)
     for key in needed:
         _require_weight(folder, key, needed[key][1], stored.get(key))

@@ -27,11 +27,6 @@ class Lora(_Frozen):
     rslora: bool = False
     targets: tuple[Annotated[str, Field(pattern="^(" + "|".join(LINEARS) + ")$")], ...] = tuple(LINEARS)
 
-    @property
-    def scaling(self) -> float:
-        """s."""
-        return float(self.alpha / self.rank**0.5 if self.rslora else self.alpha / self.rank)
-
 
 class Nf4(_Frozen):
     """The block linears' frozen weights in NF4; without the path `nf4_linear` their dequantised values go through a plain linear.

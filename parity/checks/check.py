@@ -158,8 +158,11 @@ class Plan:
     graph: GraphNeeds | None = None
 
 
-Locate = Callable[[Case, Plan, StackProcess, tuple[Elementary, ...]], Sequence[Fault]]
-"""(failing case, its plan, one stack that was asked, what it declares) -> that stack's own faults."""
+Tell = Callable[[str], None]
+"""Called with what is done now."""
+
+Locate = Callable[[Case, Plan, StackProcess, Sequence[Elementary], Tell], Sequence[Fault]]
+"""(failing case, its plan, one stack that was asked, what it declares, progress) -> that stack's own faults."""
 
 
 @dataclass(frozen=True, kw_only=True)

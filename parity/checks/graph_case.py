@@ -86,9 +86,7 @@ class GraphAsk:
 
     def send(self, process: StackProcess) -> Pending:
         """Has the graph opened, and asks; waits for the first and not for the second."""
-        open_graph(process, self.plan, self.case.weights, self.case.adapter)
-        values = {"graph": process.graph, "taps": list(self.wanted)}
-        return process.submit("gradients", values, {"ids": self.case.ids, "labels": self.case.labels})
+        return _ask(process, "gradients", self.case, self.plan, self.wanted)
 
     def require(self, stack: str, answered: Arrays) -> None:
         """Holds the answer against the table of taps."""
@@ -96,8 +94,41 @@ class GraphAsk:
         require_answer(stack, graph.expected_graph_answer(self.plan, self.wanted, batch, tokens, gradients=True), answered)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForwardAsk:
+    """The same graph through `forward`, which may take other kernels than a pass that keeps what gradients need (an Ask)."""
+
+    case: GraphCase
+    plan: GraphPlan
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What a user of the forward pass is after."""
+        return ("loss",) if "chunked_loss" in self.plan.paths else ("logits", "loss")
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for the same case and plan."""
+        return "forward", id(self.case), self.plan.model_dump_json()
+
+    def send(self, process: StackProcess) -> Pending:
+        """As GraphAsk.send."""
+        return _ask(process, "forward", self.case, self.plan, self.wanted)
+
+    def require(self, stack: str, answered: Arrays) -> None:
+        """Holds the answer against the table of taps."""
+        batch, tokens = self.case.ids.shape
+        require_answer(stack, graph.expected_graph_answer(self.plan, self.wanted, batch, tokens, gradients=False), answered)
+
+
+def _ask(process: StackProcess, request: str, case: GraphCase, plan: GraphPlan, wanted: tuple[str, ...]) -> Pending:
+    open_graph(process, plan, case.weights, case.adapter)
+    return process.submit(request, {"graph": process.graph, "taps": list(wanted)}, {"ids": case.ids, "labels": case.labels})
+
+
 def open_graph(process: StackProcess, plan: GraphPlan, weights: Weights, adapter: Arrays) -> None:
     """Has a stack hold the plan's graph with this adapter; only the adapter travels where the graph is open already.
+
+    It is opened with another adapter, all zeros, and then given this one: what a stack does with `state` shows in every answer.
 
     Raises:
         HarnessError, RequestFailed: as StackProcess.request.
@@ -105,13 +136,13 @@ def open_graph(process: StackProcess, plan: GraphPlan, weights: Weights, adapter
     needed = {name: weights[name] for name in graph.weights(plan)}
     own = {name: adapter[name] for name in graph.adapter(plan)}
     name = _identity(plan, needed)
-    if process.graph == name:
-        if own:
-            process.request("state", {"graph": name}, own)
-        return
-    process.graph = None
-    process.request("open", {"graph": name, "plan": plan.model_dump(mode="json")}, {**needed, **own})
-    process.graph = name
+    if process.graph != name:
+        process.graph = None
+        zeros = {matrix: np.zeros_like(array) for matrix, array in own.items()}
+        process.request("open", {"graph": name, "plan": plan.model_dump(mode="json")}, {**needed, **zeros})
+        process.graph = name
+    if own:
+        process.request("state", {"graph": name}, own)
 
 
 def require_answer(stack: str, expected: graph.Expected, answered: Arrays) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,19 +22,18 @@ from contract.worker.plan import GraphPlan
 from contract.worker.process import StackProcess
 from contract.worker.stack import Elementary
 from contract.worker.taps import EMBEDDING, HEAD
-from parity.checks.check import Arrays
-from parity.checks.graph_case import GraphCase, open_graph, require_answer
+from parity.checks.check import Arrays, Tell
+from parity.checks.graph_case import GraphAsk, GraphCase, open_graph, require_answer
+from parity.checks.graph_judges import RUNS, by_kind, exact, reference, worst_exp_ulp
 from parity.find.fault import Fault
 from parity.judge import confidence, perturb
 from parity.judge.verdict import Comparison, rows
 from parity.reference.llama import Oracle
 
-RUNS = 30
 NO_SINGLE_OPERATION = "no single operation: a tap is shown, and another value used"
+BETWEEN_SECTIONS = "no section: each is right alone, and wrong is how the whole graph joins them"
 
 Direction = Literal["forward", "backward"]
-Progress = Callable[[str, int, int], None]
-"""Called with the section, how many are done, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,25 +51,40 @@ def faults(
     plan: GraphPlan,
     process: StackProcess,
     declared: Sequence[Elementary],
-    *,
-    progress: Progress = lambda section, done, total: None,
+    tell: Tell = lambda text: None,
 ) -> list[Fault]:
     """Every operation that is wrong in a stack's graph of `plan`, in the order of computation.
 
     Raises:
         HarnessError, RequestFailed: as StackProcess.request.
     """
-    exp_ulp = max(one.ulp for one in declared if one.function in ("exp", "log"))
+    exp_ulp = worst_exp_ulp(declared)
     trace = Oracle(case.plan, case.weight, case.adapter).graph(case.ids, case.labels, keep=lambda name: name in ROPE_TABLES)
     found: list[_Found] = []
     sections = taps.sections(plan.layout.num_hidden_layers)
     whole = _bytes(plan) * 4 <= _free_bytes()
     for done, section in enumerate(sections):
-        progress(section, done, len(sections))
+        tell(f"{process.name}: looking for the operation in {section} ({done} of {len(sections)} done)")
         given = _given(case, section, trace.inputs, trace.input_bars, trace.taps, plan.dtype)
         found += _Section(case, plan if whole else _alone(plan, section), process, section, given, exp_ulp).faults()
         case.forget()
+    if not found and whole:
+        tell(f"{process.name}: every section is right; looking at the whole graph")
+        found += _whole(case, plan, process, declared)
     return _grouped(process.name, found)
+
+
+def _whole(case: GraphCase, plan: GraphPlan, process: StackProcess, declared: Sequence[Elementary]) -> list[_Found]:
+    """What is wrong with the whole graph, where nothing is with any section of it."""
+    ask = GraphAsk(case=case, plan=plan)
+    answer = ask.send(process).result().tensors
+    ask.require(process.name, answer)
+    trace, response = reference(case, declared)
+    sides = 2 if plan.dtype == "float64" else 1
+    verdicts = by_kind(case.plan, answer, exact(trace, answer), response, plan.dtype, sides, confidence.FALSE_ALARM)
+    case.forget()
+    wrong = next((one for one in verdicts if not one.passed), None)
+    return [] if wrong is None else [_Found(operation=BETWEEN_SECTIONS, section="whole", direction="forward", comparison=wrong)]
 
 
 def _alone(plan: GraphPlan, section: str) -> GraphPlan:
@@ -83,7 +97,11 @@ def _bytes(plan: GraphPlan) -> int:
 
 
 def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """0 where the system does not say, as macOS."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except ValueError:
+        return 0
 
 
 def _given(case: GraphCase, section: str, inputs: Arrays, input_bars: Arrays, tables: Arrays, dtype: str) -> dict[str, np.ndarray]:
@@ -163,7 +181,8 @@ class _Section:
     def _compare(self, tensors: Mapping[str, np.ndarray], only: str = "") -> list[Comparison]:
         answer = self._process.request("block", {"graph": self._process.graph, "section": self._section}, tensors).tensors
         batch, tokens = self._case.ids.shape
-        require_answer(self._process.name, graph.expected_block_answer(self._plan, self._section, tensors, batch, tokens), answer)
+        expected = graph.expected_block_answer(self._plan, self._section, tensors, batch, tokens)
+        require_answer(self._process.name, expected, answer)
         exact, response = perturb.respond_section(
             self._case.plan, self._section, self._case.weight, self._case.adapter, _widened(tensors),
             runs=RUNS, seed=self._case.seed, exp_ulp=self._exp_ulp,
@@ -171,7 +190,7 @@ class _Section:
         sections = len(taps.sections(self._plan.layout.num_hidden_layers))
         per_row = confidence.FALSE_ALARM / sections / sum(response.rows[name].size for name in answer)
         comparisons = []
-        for name in answer:
+        for name in expected:  # in the order of computation
             if only and name != only:
                 continue
             # in float64 the reference errs as much as the stack

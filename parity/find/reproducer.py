@@ -37,15 +37,17 @@ def ask(
 
 
 def snippet(cell: Cell, case: Case, comparison: Comparison, asked: Sequence[Ask], *, rerun: str, mutants: Sequence[str]) -> str:
-    """A Python program: the inputs, the question put to each stack, and what to look at."""
+    """A Python program: the inputs, the question put to each stack, and what to look at; none for a whole graph."""
+    requests = [ask for ask in asked if isinstance(ask, Request)]
+    if len(requests) < len(asked):
+        return ""
     lines = [
         f"# {cell.key}",
         f"# {case.name}",
         f"# {comparison.tensor}: {comparison.unit} {comparison.observed:.6g}, allowed {comparison.bound:.6g} ({comparison.bound_source})",
     ]
-    again = _command(cell, rerun, mutants)
-    requests = [ask for ask in asked if isinstance(ask, Request)]
-    if len(requests) < len(asked) or not all(_spellable(request) for request in requests):
+    again = command(cell, rerun=rerun, mutants=mutants)
+    if not all(_spellable(request) for request in requests):
         return "\n".join([*lines, f"# too large to spell out; run: {again}"])
     lines += ["import numpy as np"]
     lines += ["from contract.worker.files import FileReference"] if any(request.references for request in requests) else []
@@ -61,9 +63,10 @@ def snippet(cell: Cell, case: Case, comparison: Comparison, asked: Sequence[Ask]
     return "\n".join([*lines, *_verdict(cell, comparison, names, again)])
 
 
-def _command(cell: Cell, rerun: str, mutants: Sequence[str]) -> str:
+def command(cell: Cell, *, rerun: str, mutants: Sequence[str]) -> str:
+    """The command that asks a cell again: of its stacks, with the same draws, and with the mutants of those stacks."""
     devices = [f"--device {stack}={device}" for stack, device in zip(cell.stacks, cell.devices, strict=True) if device != "CPU"]
-    planted = [f"--mutant {name}" for name in mutants]
+    planted = [f"--mutant {name}" for name in mutants if catalogue.read(name).stack in cell.stacks]
     return " ".join(["parity run --only", cell.check.id, "--stacks", ",".join(cell.stacks), *devices, *planted, rerun])
 
 

@@ -116,7 +116,11 @@ class _Sizes:
     def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
         assert site not in self.of, site
         found = size()
-        self.of[site] = np.broadcast_to(found, value.shape)[0].astype(np.float32) if np.any(found) else None
+        if not np.isfinite(found).all():
+            raise ValueError(f"{site}: the reference's values leave float64's range, so that nothing can be judged; look at the model")
+        # float32 holds a size well enough, and half the memory; but for the range of a model that is far off
+        narrow = np.float32 if np.max(found, initial=0) < np.finfo(np.float32).max else np.float64
+        self.of[site] = np.broadcast_to(found, value.shape)[0].astype(narrow) if np.any(found) else None
         return value
 
 

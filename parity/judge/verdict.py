@@ -22,7 +22,8 @@ class Comparison:
     """The verdict on one tensor.
 
     observed and bound are those of the component (or row) with the least head-room, which stands at `where` with the value
-    `got` in `wanted`'s place; `unit` says what they count; `relative` is the largest relative difference of any row.
+    `got` in `wanted`'s place; `unit` says what they count; `relative` is the largest relative difference of any row. `place` is the
+    tensor's full name, where `tensor` stands for several.
     """
 
     tensor: str
@@ -36,6 +37,7 @@ class Comparison:
     got: float | None = None
     wanted: float | None = None
     relative: float | None = None
+    place: str = ""
 
     @property
     def headroom(self) -> float | None:
@@ -91,8 +93,13 @@ def rows(tensor: str, observed: np.ndarray, expected: np.ndarray, limit: np.ndar
 
     Args:
         limit: [the tensor's shape without its last axis].
+
+    Raises:
+        ValueError: a limit that is not finite, which everything would pass.
     """
     _require_elements(tensor, observed)
+    if not np.isfinite(limit).all():
+        raise ValueError(f"{tensor}: a limit is not finite, so nothing could be judged by it; do the model's values leave float64's range?")
     expected, observed64 = np.asarray(expected, dtype=np.float64), observed.astype(np.float64, copy=False)
     error, size = _norms(observed64 - expected), _norms(expected)
     row = _least_headroom(error, limit)
@@ -161,7 +168,8 @@ def _norms(array: np.ndarray) -> np.ndarray:
     if doubtful.any():
         rows_of = array[doubtful]
         largest = np.abs(rows_of).max(axis=-1, keepdims=True)
-        norms[doubtful] = np.linalg.norm(rows_of / np.where(largest > 0, largest, 1.0), axis=-1) * largest[..., 0]
+        with np.errstate(invalid="ignore"):  # infinite over infinite is NaN, and NaN passes nothing
+            norms[doubtful] = np.linalg.norm(rows_of / np.where(largest > 0, largest, 1.0), axis=-1) * largest[..., 0]
     return norms
 
 

@@ -20,7 +20,7 @@ from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD, prefix, sections
 from parity.reference.llama_block import Block
 from parity.reference.llama_ends import Head, rope_tables
-from parity.reference.llama_linear import LoraLinear
+from parity.reference.llama_linear import LoraLinear, scaling
 from parity.reference.llama_operations import Constants
 from parity.reference.rounding import Exact, Noise, none
 from parity.reference.tape import Kind, See, Tape
@@ -56,9 +56,8 @@ class Oracle:
         self._weight = weight
         self._adapter = {name: matrix.astype(np.float64) for name, matrix in adapter.items()}
         self._noise = noise or Exact()
-        self._constants = Constants.of(
-            self._noise, scaling=plan.lora.scaling, head_dim=layout.head_dim, eps=layout.rms_norm_eps, width=layout.hidden_size
-        )
+        s = scaling(plan.lora.rank, plan.lora.alpha, rslora=plan.lora.rslora)
+        self._constants = Constants.of(self._noise, scaling=s, head_dim=layout.head_dim, eps=layout.rms_norm_eps, width=layout.hidden_size)
 
     def section(self, section: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The `block` request of contract/worker/graph.py: its tensors by name -> each tap, and with any cotangent each `grad.NAME`."""

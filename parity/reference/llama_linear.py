@@ -17,6 +17,11 @@ from parity.reference.rounding import products, rounded
 from parity.reference.tape import Tape
 
 
+def scaling(rank: int, alpha: float, *, rslora: bool) -> float:
+    """s = alpha / R (Hu et al. 2021, section 4.1), or alpha / sqrt(R) with rslora (Kalajdzievski 2023, arXiv:2312.03732)."""
+    return float(alpha / np.sqrt(rank)) if rslora else alpha / rank
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraLinear:
     """One linear of a block; `lora_a_RI` and `lora_b_OR` are None where it has no LoRA."""

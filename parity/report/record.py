@@ -74,6 +74,7 @@ class Result(_Record):
     tensors: tuple[TensorResult, ...] = ()
     controls: Controls = Controls()
     faults: tuple[Fault, ...] = Field(default=(), description="graphs: the operations at fault, found by bisect")
+    again: str = Field(default="", description="the command that asks this cell again, with the same draws")
     snippet: str = Field(default="", description="a program that shows the failure again")
 
 

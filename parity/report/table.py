@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from parity.checks.graph import MODEL, OF_A_MODEL
 from parity.report import graphs
 from parity.report.record import Result, Run, Status
 
@@ -30,7 +29,8 @@ def show(run: Run, console: Console) -> None:
     for result in run.results:
         if result.status not in (Status.PASS, Status.NOT_APPLICABLE):
             console.print(_details(result))
-            console.print(Text(f"  again: {_again(run, result)}"), soft_wrap=True)
+            if result.again:
+                console.print(Text(f"  again: {result.again}"), soft_wrap=True)
             if result.snippet:
                 console.print("  or, with .venv/bin/python:\n")
                 console.print(Text(result.snippet), soft_wrap=True)
@@ -89,16 +89,6 @@ def _details(result: Result) -> RenderableType:
     if result.bound_source:
         parts.append(Text(f"  bound: {result.bound_source}"))
     return Group(*parts)
-
-
-def _again(run: Run, result: Result) -> str:
-    """The command that asks this check again, of the same stacks, with the same draws."""
-    devices = [f"--device {stack}={device}" for stack, device in zip(result.stacks, result.device, strict=True) if device != "CPU"]
-    mutants = [f"--mutant {name}" for name in run.mutants]
-    if result.id in OF_A_MODEL and run.model != MODEL:
-        mutants.append(f"--model {run.model}")
-    stacks = ",".join(result.stacks)
-    return " ".join([f"parity run --only {result.id} --stacks {stacks}", *devices, *mutants, f"--profile {run.profile} --seed {run.seed}"])
 
 
 def _verdict(run: Run) -> Text:

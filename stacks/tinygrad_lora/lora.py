@@ -5,14 +5,21 @@ Shape suffixes: B sequences, T tokens, I in_features, O out_features, R rank, P 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tinygrad import Tensor
 
+from contract.worker.plan import Lora
 from stacks.tinygrad_lora import nf4
 from stacks.tinygrad_lora.hook import Hook
 from stacks.tinygrad_lora.linear import frozen_linear, linear
+
+
+def scaling(plan: Lora) -> float:
+    """s: alpha / r, or alpha / r^(1/2) for rank-stabilised LoRA (arXiv:2312.03732)."""
+    return plan.alpha / (math.sqrt(plan.rank) if plan.rslora else plan.rank)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from contract.worker.graph import IGNORE_INDEX, ROPE_TABLES, Invalid
 from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.taps import EMBEDDING, HEAD
-from stacks.tinygrad_lora import nf4
+from stacks.tinygrad_lora import lora, nf4
 from stacks.tinygrad_lora.graph import BAR, OVERRIDE, Sections, to_device
 from stacks.tinygrad_lora.loss import next_tokens
 from stacks.tinygrad_lora.models import llama
@@ -39,7 +39,7 @@ class Session:
         self._sections = Sections(plan, device)
         # rows are looked up on the host: exactly, and without a product over the vocabulary; a view would keep the whole request
         self._embedding_VD = tensors["embedding"].astype(np.float32) if EMBEDDING in plan.held else None
-        numbers = {**llama.scalars(plan.layout), "scaling": plan.lora.scaling}
+        numbers = {**llama.scalars(plan.layout), "scaling": lora.scaling(plan.lora)}
         self._scalars = {name: to_device(np.array([value], dtype=plan.dtype), device).realize() for name, value in numbers.items()}
         self._weights = {section: self._frozen(section, tensors) for section in plan.held if section != EMBEDDING}
         self._adapter: dict[str, Tensor] = {}

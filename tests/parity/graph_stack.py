@@ -15,7 +15,7 @@ from contract.worker import graph
 from contract.worker.answers import Answer, RequestFailed
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.stack import Graphs
-from parity.checks import graph as checks
+from parity.checks import graph_draws as draws
 from parity.checks.graph_case import GraphCase
 from parity.reference.llama import Oracle
 from tests.parity.numpy_stack import CAPABILITIES as PRIMITIVES
@@ -30,11 +30,11 @@ Spoil = Callable[[str, np.ndarray], np.ndarray]
 
 def small_case(seed: int = 1, *, which: int = 0, initial: bool = False, base: Nf4 | None = None) -> GraphCase:
     """One of the graphs that tier C draws."""
-    plan = GraphPlan(layout=checks._LAYOUTS[which], dtype="float64", lora=checks._LORAS[which], base=base)
+    plan = GraphPlan(layout=draws.LAYOUTS[which], dtype="float64", lora=draws.LORAS[which], base=base)
     rng = np.random.default_rng(seed)
-    weights = checks._weights(rng, plan)
-    ids, labels = checks._batch(rng, checks._BATCHES[which], plan.layout.vocab_size)
-    return checks._case(f"seed {seed}", plan, weights, checks._adapter(plan, seed, initial=initial), ids, labels, seed)
+    weights = draws.weights_of(rng, plan)
+    ids, labels = draws.batch_of(rng, draws.BATCHES[which], plan.layout.vocab_size)
+    return draws.case_of(f"seed {seed}", plan, weights, draws.adapter_of(plan, seed, initial=initial), ids, labels, seed)
 
 
 def with_layout(**changes: Any) -> ChangePlan:
@@ -99,6 +99,11 @@ class GraphStack:
         trace = self._oracle().graph(tensors["ids"], tensors["labels"], keep=lambda name: name in set(values["taps"]))
         answer = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
         return {name: self._rounded(self._spoil(name, array)) for name, array in answer.items()}
+
+    def _forward(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert values["graph"] == self._opened
+        trace = self._oracle().graph(tensors["ids"], tensors["labels"], keep=lambda name: name in set(values["taps"]))
+        return {name: self._rounded(self._spoil(f"forward.{name}", tap)) for name, tap in trace.taps.items()}
 
     def _block(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert values["graph"] == self._opened

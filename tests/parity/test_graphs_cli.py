@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,9 +116,28 @@ def test_bisect_names_the_operation(parity: Parity) -> None:
     assert "forward and backward" in out
 
 
+def test_bisect_asks_in_each_dtype(parity: Parity) -> None:
+    code, out, _ = parity("bisect", "c.llama", "--stacks", "torch_qlora", "--question", "precision")
+    assert code == 0
+    assert "float64: every operation is right" in out
+    assert "float32: every operation is right" in out
+
+
+def test_a_red_graph_says_how_to_see_it_again(parity: Parity, tmp_path: Path) -> None:
+    model = tiny_checkpoint.write(tmp_path / "a model")
+    arguments = ("run", "--only", "c.model", "--model", str(model), "--stacks", "torch_qlora", "--mutant", "torch-mask-off-by-one")
+    code, out, _ = parity(*arguments)
+    assert code == 1
+    assert "at fault: torch_qlora weights (forward and backward; 2 sections, layers.0 to layers.1)" in out
+    (again,) = {line.partition("again: ")[2] for line in out.splitlines() if "again: " in line}
+    assert parity(*shlex.split(again)[1:])[0] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("c.llama", "--stacks", "tinygrad_lora", "--mutant", "torch-gqa-tiled"), "of the stack torch_qlora, which this run leaves out"),
+        (("c.llama", "--mutant", "torch-gqa-tiled", "--mutant", "torch-gqa-tiled"), "each can be planted once"),
         (("a.matmul",), "no whole graph"),
         (("c.llama", "--question", "fast_path"), "allowed: same_function, precision"),
         (("c.nothing",), "there is no check"),

@@ -32,9 +32,7 @@ def filled(expected: graph.Expected) -> dict[str, np.ndarray]:
 # The plan
 
 
-def test_scaling() -> None:
-    assert Lora(rank=16, alpha=6).scaling == 0.375
-    assert Lora(rank=16, alpha=6, rslora=True).scaling == 1.5
+def test_every_linear_is_a_target_unless_some_are_named() -> None:
     assert Lora(rank=16, alpha=6).targets == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

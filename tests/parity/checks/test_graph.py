@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -15,11 +16,13 @@ from contract.worker.discover import StackInfo
 from contract.worker.process import StackProcess
 from parity import cells as matrix
 from parity.cells import Device
-from parity.checks import graph, registry
+from parity.checks import graph, graph_draws, graph_judges, registry
 from parity.checks.check import Answered, Check, Plan, Question
 from parity.checks.graph_case import GraphAsk, GraphCase
 from parity.engine import Engine
+from parity.find import bisect
 from parity.report.record import Result, Status
+from tests.contract.model import tiny_checkpoint
 from tests.parity.graph_stack import CAPABILITIES, GraphStack, small_case, with_layout
 
 TINY = 3e-8
@@ -80,7 +83,7 @@ def test_a_bug_that_two_stacks_share_is_seen_by_the_reference() -> None:
     assert results["precision", "float64", "two"].status is Status.FAIL
 
 
-@pytest.mark.parametrize("name", ["logits", "loss", "layers.0.weights", "grad.layers.1.v_proj.lora_a", "grad.layers.0.q_proj.lora_b"])
+@pytest.mark.parametrize("name", ["logits", "loss", "layers.0.weights", "grad.layers.1.v_proj.lora_a", "forward.logits", "forward.loss"])
 def test_each_tap_and_gradient_is_looked_at(name: str) -> None:
     def spoil(of: str, answer: np.ndarray) -> np.ndarray:
         return np.asarray(answer * (1 + TINY)) if of == name else answer
@@ -88,8 +91,7 @@ def test_each_tap_and_gradient_is_looked_at(name: str) -> None:
     results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil))
     failed = results["same_function", "float64", "right", "wrong"]
     assert failed.status is Status.FAIL
-    kind = name.replace("layers.0.", "").replace("layers.1.", "")
-    assert failed.reason.startswith(f"{kind}[")
+    assert failed.reason.startswith(f"{name}[")
     assert states(results)["precision", "float32", "wrong"] is Status.PASS
 
 
@@ -105,11 +107,12 @@ def test_every_answered_tensor_is_judged_and_no_nan_passes() -> None:
         right = answered(GraphStack("right"), case, plan)
         both = [right, right] if plan.question is Question.SAME_FUNCTION else [right]
         assert all(comparison.passed for comparison in plan.judge(case, both, 1e-9))
-        for name, array in right.answers[0].items():
+        for index, name in ((index, name) for index, answer in enumerate(right.answers[:2]) for name in answer):
             for value in (np.nan, 1e6):
-                wrong = array.copy()
+                wrong = right.answers[index][name].copy()
                 wrong.reshape(-1)[-1:] = value
-                spoilt = dataclasses.replace(right, answers=[{**right.answers[0], name: wrong}, *right.answers[1:]])
+                answers = [{**one, name: wrong} if index == place else one for place, one in enumerate(right.answers)]
+                spoilt = dataclasses.replace(right, answers=answers)
                 pairs = [[spoilt, right], [right, spoilt]] if plan.question is Question.SAME_FUNCTION else [[spoilt]]
                 for stacks in pairs:
                     assert not all(comparison.passed for comparison in plan.judge(case, stacks, 1e-9)), (plan.question, name)
@@ -157,30 +160,77 @@ def test_the_graph_is_opened_once_and_then_only_the_adapter_travels() -> None:
     for case in (first, second):
         ask = GraphAsk(case=case, plan=case.plan)
         ask.send(cast(StackProcess, stack)).result()
-    assert stack.asked == ["open", "gradients", "state", "gradients"]
+    assert stack.asked == ["open", "state", "gradients", "state", "gradients"]
     ask = GraphAsk(case=first, plan=first.plan.model_copy(update={"dtype": "float32"}))
     ask.send(cast(StackProcess, stack)).result()
-    assert stack.asked[-2:] == ["open", "gradients"]
+    assert stack.asked[-3:] == ["open", "state", "gradients"]
+
+
+def test_a_stack_that_ignores_state_is_seen() -> None:
+    class Deaf(GraphStack):
+        def _state(self, values, tensors):  # type: ignore[no-untyped-def]
+            return {}
+
+    results = run(check_of("c.llama"), GraphStack("right"), Deaf("wrong"))
+    assert results["precision", "float64", "wrong"].status is Status.FAIL
+    assert results["precision", "float32", "wrong"].status is Status.FAIL
+
+
+def test_what_is_wrong_between_sections_is_said_to_be() -> None:
+    """Right in each section alone, wrong in the whole graph."""
+
+    def spoil(of: str, answer: np.ndarray) -> np.ndarray:
+        return answer * (1 + TINY) if of.startswith(("layers.1.output", "final_norm")) else answer
+
+    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil))
+    (fault,) = results["precision", "float64", "wrong"].faults
+    assert fault.operation == bisect.BETWEEN_SECTIONS
+    assert fault.stack == "wrong"
+
+
+def test_a_model_whose_values_leave_the_range_is_no_verdict() -> None:
+    """Neither a pass nor a fault of a stack: an infinite limit would accept anything."""
+    case = small_case()
+    huge = {name: np.full_like(weight, 3e38) if name.endswith("norm") else weight for name, weight in case.weights.items()}
+    case = dataclasses.replace(case, weights=huge)
+    check = dataclasses.replace(check_of("c.llama"), cases=None, fixed_cases=lambda: iter([case]), fixed_count=1)
+    with np.errstate(all="ignore"):
+        results = run(check, GraphStack("right"), GraphStack("other"))
+    for result in results.values():
+        assert result.status in (Status.ERROR, Status.FAIL)
+        assert result.status is Status.ERROR or result.dtype == "float32"
+
+
+def test_a_stack_that_declares_no_exp_is_told_so() -> None:
+    with pytest.raises(ValueError, match="declares no error of exp and log"):
+        graph_judges.worst_exp_ulp(())
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_too_few_positions_are_refused(positions: int, tmp_path: Path) -> None:
+    model = tiny_checkpoint.write(tmp_path / "model", max_position_embeddings=positions)
+    with pytest.raises(UserError, match=f"max_position_embeddings is {positions}; tier C needs 3"):
+        list(graph_draws.real_cases(str(model)))
 
 
 def test_drawn_cases_are_hard() -> None:
     """What testing.md of any such project would ask: no two sizes equal, GQA with 1 < K < H, alpha that is not rank, and so on."""
-    for layout, lora in zip(graph._LAYOUTS, graph._LORAS, strict=True):
+    for layout, lora in zip(graph_draws.LAYOUTS, graph_draws.LORAS, strict=True):
         assert 1 < layout.num_key_value_heads < layout.num_attention_heads
         assert layout.rms_norm_eps > 1e-3
         assert lora.alpha != lora.rank
-    assert any(layout.num_attention_heads * layout.head_dim != layout.hidden_size for layout in graph._LAYOUTS)
-    assert {layout.tie_word_embeddings for layout in graph._LAYOUTS} == {True, False}
-    assert {layout.attention_bias for layout in graph._LAYOUTS} == {layout.mlp_bias for layout in graph._LAYOUTS} == {True, False}
+    assert any(layout.num_attention_heads * layout.head_dim != layout.hidden_size for layout in graph_draws.LAYOUTS)
+    assert {layout.tie_word_embeddings for layout in graph_draws.LAYOUTS} == {True, False}
+    assert {layout.attention_bias for layout in graph_draws.LAYOUTS} == {layout.mlp_bias for layout in graph_draws.LAYOUTS} == {True, False}
     case = small_case()
     assert (case.ids == 0).any()
     assert (case.labels == -100).any()
 
 
 def test_real_cases_are_of_the_checkpoint() -> None:
-    cases = list(graph.real_cases(graph.MODEL))
+    cases = list(graph_draws.real_cases(graph.MODEL))
     assert len(cases) == check_of("c.model").fixed_count == 2
-    assert cases[0].ids.shape == (graph.MODEL_SEQUENCES, graph.MODEL_TOKENS)
+    assert cases[0].ids.shape == (graph_draws.MODEL_SEQUENCES, graph_draws.MODEL_TOKENS)
     assert not any(matrix.any() for name, matrix in cases[0].adapter.items() if name.endswith("lora_b"))
     assert all(matrix.any() for matrix in cases[1].adapter.values())
     found = checkpoint.locate(graph.MODEL)
@@ -189,7 +239,7 @@ def test_real_cases_are_of_the_checkpoint() -> None:
 
 def test_a_model_that_is_not_there() -> None:
     with pytest.raises((MissingError, UserError)):
-        list(graph.real_cases("nowhere/at-all"))
+        list(graph_draws.real_cases("nowhere/at-all"))
 
 
 def test_checks_explain_what_they_do_not_ask() -> None:

@@ -143,12 +143,14 @@ def test_a_weight_of_a_file_is_named_and_not_spelt() -> None:
 
 
 def test_a_case_that_is_too_large_names_the_run_that_shows_it() -> None:
-    text = snippet_of(request(1000), mutants=("torch-bfloat16-operand",), cell=cell_of("a.matmul", Question.SAME_FUNCTION, ("one", "two")))
+    cell = cell_of("a.matmul", Question.SAME_FUNCTION, ("one", "torch_qlora"))
+    text = snippet_of(request(1000), mutants=("torch-bfloat16-operand", "tinygrad-swapped-nibble"), cell=cell)
     compile(text, "snippet", "exec")
     command = text.splitlines()[-1]
-    assert "parity run --only a.matmul --stacks one,two" in command
+    assert "parity run --only a.matmul --stacks one,torch_qlora" in command
     assert "--seed 7" in command
     assert "--mutant torch-bfloat16-operand" in command
+    assert "tinygrad-swapped-nibble" not in command, "a mutant of a stack that the command leaves out is refused"
 
 
 def test_a_case_that_is_too_large_names_its_device() -> None:

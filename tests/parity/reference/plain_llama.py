@@ -104,7 +104,7 @@ class Plain:
             y = tap(f"{name}.base", y)
             ax = tap(f"{name}.lora_ax", how.product(x, self.adapter[f"{own}.lora_a"].T))
             bax = tap(f"{name}.lora_bax", how.product(ax, self.adapter[f"{own}.lora_b"].T))
-            return tap(name, y + self.plan.lora.scaling * how.scaling.get(own, 1.0) * bax)
+            return tap(name, y + scaling(self.plan.lora) * how.scaling.get(own, 1.0) * bax)
 
         def heads(x: Tensor, count: int) -> Tensor:
             return x.view(*x.shape[:2], count, layout.head_dim).transpose(1, 2)
@@ -210,3 +210,8 @@ class Plain:
         taps |= {"rope.cos": tables[0], "rope.sin": tables[1]}
         grads = {name: it.grad.numpy() for name, it in self.adapter.items() if it.grad is not None}
         return {"taps": {name: it.detach().numpy() for name, it in taps.items()}, "bars": bars, "grads": grads}
+
+
+def scaling(lora: Lora) -> float:
+    """s = alpha / r, with rslora alpha / sqrt(r)."""
+    return lora.alpha / (lora.rank**0.5 if lora.rslora else lora.rank)

@@ -11,7 +11,7 @@ from contract.worker import graph, taps
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from stacks.torch_qlora import lora
 from stacks.torch_qlora.graph import Graph
-from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, everything_given, gradients, opened, plan, weights
+from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, everything_given, gradients, opened, plan, scaling, weights
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_taps_of_a_linear_are_its_formula(given: Lora) -> None:
         assert_product(shown[f"{path}.base"], x, tensors[path], tensors[f"{path}.bias"])
         assert_product(shown[f"{path}.lora_ax"], x, tensors[f"{path}.lora_a"])
         assert_product(shown[f"{path}.lora_bax"], shown[f"{path}.lora_ax"].astype(np.longdouble), tensors[f"{path}.lora_b"])
-        np.testing.assert_array_equal(shown[path], shown[f"{path}.base"] + shown[f"{path}.lora_bax"] * given.scaling)
+        np.testing.assert_array_equal(shown[path], shown[f"{path}.base"] + shown[f"{path}.lora_bax"] * scaling(given))
 
 
 def assert_product(got: np.ndarray, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
@@ -77,7 +77,7 @@ def test_rslora_divides_alpha_by_the_root_of_the_rank() -> None:
     plain, root = Lora(rank=9, alpha=5), Lora(rank=9, alpha=5, rslora=True)
     scales = [{s for module in held(plan(lora=one)).modules() if isinstance(module, peft_lora.Linear) for s in module.scaling.values()}
               for one in (plain, root)]  # fmt: skip
-    assert scales == [{plain.scaling}, {root.scaling}] == [{5 / 9}, {5 / 3}]
+    assert scales == [{scaling(plain)}, {scaling(root)}] == [{5 / 9}, {5 / 3}]
 
 
 def test_gradients_of_the_adapter_follow_from_the_taps() -> None:
@@ -88,7 +88,7 @@ def test_gradients_of_the_adapter_follow_from_the_taps() -> None:
     got = opened(wanted).block(GRAPH, "layers.0", given).tensors
     x, bar, ax = (rows(tensor) for tensor in (given["override.gated"], given["bar.down_proj"], got["down_proj.lora_ax"]))
     b = tensors["layers.0.down_proj.lora_b"].astype(np.longdouble)
-    s = wanted.lora.scaling
+    s = scaling(wanted.lora)
     for exact, size, answer in (
         (s * bar.T @ ax, s * np.abs(bar).T @ np.abs(ax), got["grad.down_proj.lora_b"]),
         (s * (bar @ b).T @ x, s * (np.abs(bar) @ np.abs(b)).T @ np.abs(x), got["grad.down_proj.lora_a"]),

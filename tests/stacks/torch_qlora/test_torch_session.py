@@ -29,6 +29,7 @@ from tests.stacks.torch_qlora.tiny_torch_graph import (
     gradients,
     opened,
     plan,
+    scaling,
     weights,
 )
 
@@ -126,7 +127,7 @@ def test_the_taps_inside_of_pefts_forward_are_overridden_there(name: str) -> Non
         f"override.{part}": asked[f"override.{part}"] for part in ("q_proj.base", "q_proj.lora_bax", "q_proj.lora_ax", "q_proj")
     }
     got = stack.block(GRAPH, "layers.0", tensors).tensors
-    scaled = asked["override.q_proj.lora_bax"] * plan().lora.scaling
+    scaled = asked["override.q_proj.lora_bax"] * scaling(plan().lora)
     np.testing.assert_array_equal(got["q_proj"], asked["override.q_proj.base"] + scaled)
     del tensors[f"override.{name}"]
     less = stack.block(GRAPH, "layers.0", tensors).tensors
@@ -142,7 +143,7 @@ def test_gradients_stop_at_overrides() -> None:
     assert not got["grad.output"].any()
     np.testing.assert_array_equal(got["grad.down_proj"], asked["bar.output"])
     np.testing.assert_array_equal(got["grad.q_proj.base"], asked["bar.q_proj"])
-    np.testing.assert_array_equal(got["grad.q_proj.lora_bax"], asked["bar.q_proj"] * plan().lora.scaling)
+    np.testing.assert_array_equal(got["grad.q_proj.lora_bax"], asked["bar.q_proj"] * scaling(plan().lora))
     np.testing.assert_array_equal(got["grad.activation"], asked["bar.gated"] * asked["override.up_proj"])
     np.testing.assert_array_equal(got["grad.o_proj"], asked["bar.attention_residual"])
     bar, ax = (asked[name].reshape(BATCH * TOKENS, -1) for name in ("bar.k_proj.lora_bax", "override.k_proj.lora_ax"))

@@ -91,3 +91,8 @@ def unit(dtype: str) -> float:
 def gamma(k: int, dtype: str) -> float:
     """Relative error of k roundings in a row (Higham 2002, lemma 3.1)."""
     return k * unit(dtype) / (1 - k * unit(dtype))
+
+
+def scaling(lora: Lora) -> float:
+    """s = alpha / r, with rslora alpha / sqrt(r)."""
+    return lora.alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
