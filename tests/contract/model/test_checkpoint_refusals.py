@@ -273,5 +273,5 @@ def test_a_tied_head_that_is_no_copy_is_refused(tmp_path: Path, damage: str) -> 
 @pytest.mark.timeout(20)
 def test_more_layers_than_tensors_are_refused_at_once(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", weights(), num_hidden_layers=10**9)
-    with pytest.raises(UserError, match="num_hidden_layers is 1000000000, and the weights are [0-9]+ tensors"):
+    with pytest.raises(UserError, match=r"num_hidden_layers is 1000000000, and the weights are [0-9]+ tensors"):
         open_checkpoint(folder)

@@ -239,3 +239,16 @@ def test_a_tap_that_is_none() -> None:
     for name in ("layers.2.output", "layers.0.q_proj.base", "head", "layers.0.input"):
         refuses(f"there is no tap '{name}'; allowed: embedding, rope.cos", lambda one: graph.expected_graph_answer(
             plan(), [one], B, T, gradients=False), name)  # fmt: skip
+
+
+def test_offsets_that_are_given_are_part_of_what_open_carries() -> None:
+    given = plan(base=Nf4(block_size=32, offsets_given=True))
+    offsets = {name: expected for name, expected in graph.weights(given).items() if name.endswith(".offset")}
+    assert set(offsets.values()) == {((), "float32")}
+    assert set(offsets) == {f"layers.{layer}.{name}.offset" for layer in range(given.layout.num_hidden_layers) for name in ATTENTION + MLP}
+    assert not any(name.endswith(".offset") for name in graph.weights(plan(base=Nf4(block_size=32))))
+
+
+def test_offsets_without_double_quantisation_are_refused() -> None:
+    with pytest.raises(ValueError, match="offsets_given without double_quant"):
+        Nf4(double_quant=False, offsets_given=True)
