@@ -7,6 +7,7 @@ Each run is a process of its own, as a user's is: within one process a second ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -73,8 +74,11 @@ def _peak_memory(pid: int) -> Iterator[list[int]]:
 
 
 def _tree(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    below = children.read_text().split() if children.exists() else []
+    """A process and all below it; a child belongs to the thread that started it."""
+    below: list[str] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            below += children.read_text().split()
     return [pid, *(one for child in below for one in _tree(int(child)))]
 
 

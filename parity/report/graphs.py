@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +19,9 @@ def shown(run: Run) -> list[Result]:
     return pairs or [result for result in of_graphs if result.dtype == "float64"] or of_graphs
 
 
-def differences(run: Run) -> Table:
+def differences(run: Run) -> Group:
     """The largest relative difference of a row (token or channel) of each tap and gradient: a column for each cell."""
-    table = Table(
-        title="worst relative difference of a row: a token of a tap, a channel of a gradient", title_justify="left", box=None,
-        pad_edge=False, header_style="bold", padding=(0, 2, 0, 0),
-    )  # fmt: skip
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("tap or gradient", no_wrap=True)
     columns = shown(run)
     for result in columns:
@@ -32,7 +29,7 @@ def differences(run: Run) -> Table:
     for name in dict.fromkeys(tensor.tensor for result in columns for tensor in result.tensors):
         found = [next((tensor.relative for tensor in result.tensors if tensor.tensor == name), None) for result in columns]
         table.add_row(name, *("" if relative is None else f"{relative:.1e}" for relative in found))
-    return table
+    return Group(Text("\nWorst relative difference of a row: a token of a tap, a channel of a gradient.\n"), table)
 
 
 def fault(fault: Fault) -> Text:

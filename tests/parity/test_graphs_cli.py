@@ -40,7 +40,7 @@ def test_a_checkpoint_of_ones_own(parity: Parity, tmp_path: Path) -> None:
     record = tmp_path / "run.json"
     code, out, err = parity("run", "--only", "c.model", "--only", "c.model_nf4", "--model", str(model), "--json", str(record))
     assert (code, err) == (0, ""), out
-    assert "worst relative difference" in out
+    assert "Worst relative difference of a row" in out
     made = json.loads(record.read_text())
     assert made["model"] == str(model)
     pair = next(result for result in made["results"] if result["question"] == "same_function" and result["status"] == "pass")
