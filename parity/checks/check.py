@@ -36,7 +36,7 @@ class Case:
     name:    how it was made, in a few words
     inputs:  work dtype -> tensors by name; what differs by dtype is drawn for each (a float64 case has full mantissas)
     attrs:   the operation's attributes, less dtype
-    real:    the file and tensor that the weight is, for a real checkpoint's weight
+    real:    the file and tensor that the weight is, for a real checkpoint's weight; of a whole one, its embedding
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -120,4 +121,5 @@ def real_cases(model: str, base: Nf4 | None = None, adapters: Sequence[str] = ("
         shape = (MODEL_SEQUENCES, min(MODEL_TOKENS, found.layout.max_position_embeddings))
         ids, labels = batch_of(rng, shape, found.layout.vocab_size)
         matrices = adapter_of(plan, seed, initial=adapter == "B = 0")
-        yield case_of(f"{found.name}, {shape[0]} x {shape[1]} tokens, {adapter}", plan, found.tensors, matrices, ids, labels, seed)
+        case = case_of(f"{found.name}, {shape[0]} x {shape[1]} tokens, {adapter}", plan, found.tensors, matrices, ids, labels, seed)
+        yield dataclasses.replace(case, real=found.tensors["embedding"])

@@ -68,7 +68,7 @@ class Result(_Record):
     bound_source: str = ""
     headroom: Number | None = None
     examples: int = 0
-    real_weights: int = Field(default=0, description="how many of the examples are a real checkpoint's tensors")
+    real_weights: int = Field(default=0, description="how many of the examples are of a real checkpoint")
     seconds: float = Field(default=0.0, description="the run's time while this cell's check was asked, shared by its cells")
     reason: str = Field(default="", description="why it is not pass: what failed, died, was skipped or does not apply")
     tensors: tuple[TensorResult, ...] = ()

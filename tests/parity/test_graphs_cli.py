@@ -44,6 +44,7 @@ def test_a_checkpoint_of_ones_own(parity: Parity, tmp_path: Path) -> None:
     made = json.loads(record.read_text())
     assert made["model"] == str(model)
     pair = next(result for result in made["results"] if result["question"] == "same_function" and result["status"] == "pass")
+    assert pair["real_weights"] == pair["examples"] == 2
     kinds = {tensor["tensor"] for tensor in pair["tensors"]}
     assert {"q_rope", "scores", "weights", "logits", "loss", "grad.q_proj.lora_a", "grad.down_proj.lora_b"} <= kinds
     assert all(tensor["relative"] < 1e-10 for tensor in pair["tensors"])
