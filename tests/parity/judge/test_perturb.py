@@ -123,6 +123,7 @@ def test_a_gross_error_fails_in_float32_too() -> None:
 
 
 def test_the_response_is_linear_in_u(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest departure is of second order, 2^-24 times the graph's amplification: 1e-3 is what docs/theory.md claims, and no gate."""
     _, at_30 = responded(IT, runs=4)
     monkeypatch.setattr(perturb, "INJECTED", 2.0**-24)
     _, at_24 = responded(IT, runs=4)
@@ -244,6 +245,7 @@ def test_rope_s_angles_err_by_power_product_and_function() -> None:
 
 
 def test_row_limits_are_fisher_s() -> None:
+    """To the digits that scipy's F.isf has this far out; the limits themselves are taken from Student's t."""
     rows = np.array([[0.0, 3.0], [1.0, 0.25]])
     limits = row_limits(rows, dtype="float32", runs=30, false_alarm=1e-9, sides=2)
     np.testing.assert_allclose(limits, np.sqrt(2 * fisher.isf(1e-9, 1, 30)) * 2.0**-24 * rows, rtol=1e-6)
