@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """Something that the user can put right: shown as one line, without a traceback.
@@ -16,3 +19,34 @@ class MissingError(UserError):
 
 class EnvironmentUnfit(UserError):
     """This machine can't do the work: no C compiler, an unwritable cache."""
+
+
+class ContractError(UserError):
+    """An input that the contract does not allow: a file, a field, a row, or fields that don't go together.
+
+    Attributes:
+        place: file and field, or file and line.
+        got, allowed, remedy: what was found there, what may stand there, what to do.
+    """
+
+    def __init__(self, place: str, *, got: str, allowed: str, remedy: str) -> None:
+        super().__init__(f"{place}: got {got}; allowed: {allowed}; {remedy}")
+        self.place, self.got, self.allowed, self.remedy = place, got, allowed, remedy
+
+
+class ContractErrors(UserError):
+    """Several of them, found in one reading: one line each."""
+
+    def __init__(self, faults: Sequence[ContractError]) -> None:
+        super().__init__("\n".join(map(str, faults)))
+        self.faults = tuple(faults)
+
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 80
+_brief.maxlevel = 2
+
+
+def brief(value: object) -> str:
+    """A value from outside, for a message: on one line, of bounded length."""
+    return " ".join(_brief.repr(value).split())

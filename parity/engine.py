@@ -18,9 +18,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from contract.errors import UserError
 from contract.worker.answers import HarnessError, RequestFailed
+from contract.worker.capabilities import Capabilities
 from contract.worker.files import cache_folder
 from contract.worker.process import Pending, StackProcess
-from contract.worker.stack import Capabilities
 from parity.cells import Cell
 from parity.checks.check import Answered, Arrays, Ask, Case, Check
 from parity.find import reproducer

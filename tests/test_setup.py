@@ -127,5 +127,5 @@ def test_every_direct_dependency_is_pinned_and_nothing_else() -> None:
     for extra in project["project"]["optional-dependencies"].values():
         wanted += extra
     pins = (ROOT / "constraints.txt").read_text().split()
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
     assert [normalized(pin) for pin in pins] == sorted({normalized(name) for name in wanted} - {project["project"]["name"]})

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from contract.errors import MissingError, UserError
-from contract.worker.stack import Capabilities
+from contract.worker.capabilities import Capabilities
 
 ENTRY_POINTS = "parity.stacks"
 

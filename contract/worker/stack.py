@@ -1,15 +1,12 @@
-"""What a stack is: the requests that it answers, and what it declares before it is started."""
+"""What a stack is: the requests that it answers. What it declares before it is started is in contract/worker/capabilities.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from contract.worker.operations import OPERATIONS, WORK_DTYPES
-from contract.worker.plan import Path
+from pydantic import BaseModel, ConfigDict, Field
 
 Tensors = Mapping[str, np.ndarray]
 Attributes = Mapping[str, Any]
@@ -60,63 +57,3 @@ class Stack(Protocol):
 
     def block(self, graph: str, section: str, tensors: Tensors) -> Reply:
         """One section alone, on given inputs, overrides and cotangents."""
-
-
-class Elementary(BaseModel):
-    """A stack's declared worst error of one elementary function over one range.
-
-    |y - f(x)| <= ulp * spacing(f(x)) + absolute, for every x of the dtype in [low, high], on the named devices (all, where none is named).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    function: Literal["exp", "log"]
-    dtype: Literal["float32", "float64"]
-    low: float
-    high: float
-    ulp: float = Field(ge=0)
-    absolute: float = Field(ge=0)
-    devices: tuple[str, ...] = ()
-
-
-class Graphs(BaseModel):
-    """The whole graphs that a stack opens (contract.worker.graph)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    architectures: dict[str, tuple[Literal["float32", "float64"], ...]] = Field(description="model_type -> dtypes")
-    nf4: bool = Field(description="whether the block linears may be NF4")
-    paths: tuple[Path, ...] = Field(description="production paths that it has beside the plain one")
-
-
-class Capabilities(BaseModel):
-    """What a stack can do at all: static, beside its entry point, readable without importing it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    protocol: Literal[1]
-    lane: Literal["production", "research"]
-    extra: str = Field(description="the extra of the distribution that installs the stack")
-    packages: tuple[Annotated[str, Field(min_length=1)], ...] = Field(description="distributions whose versions belong into every report")
-    devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")], ...] = Field(
-        min_length=1, description="the first one is the default"
-    )
-    requests: tuple[str, ...]
-    operations: dict[str, tuple[str, ...]] = Field(description="operation -> dtypes that it computes in")
-    nf4_block_sizes: tuple[int, ...] = ()
-    elementary: tuple[Elementary, ...] = ()
-    graphs: Graphs | None = None
-
-    @field_validator("operations")
-    @classmethod
-    def _known(cls, operations: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name, dtypes in operations.items():
-            if name not in OPERATIONS:
-                raise ValueError(f"there is no operation {name!r}; allowed: {', '.join(OPERATIONS)}")
-            if not set(dtypes) <= set(WORK_DTYPES):
-                raise ValueError(f"{name}: dtypes are {list(dtypes)}; allowed: {', '.join(WORK_DTYPES)}")
-        return operations
-
-    def elementary_on(self, device: str) -> tuple[Elementary, ...]:
-        """The declarations that hold on a device."""
-        return tuple(one for one in self.elementary if not one.devices or device in one.devices)

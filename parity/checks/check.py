@@ -11,9 +11,9 @@ import numpy as np
 from hypothesis.strategies import SearchStrategy
 
 from contract.worker.answers import check_answer
+from contract.worker.capabilities import Capabilities, Elementary
 from contract.worker.files import FileReference
 from contract.worker.process import Pending, StackProcess
-from contract.worker.stack import Capabilities, Elementary
 from parity.find.fault import Fault
 from parity.judge.verdict import Comparison
 

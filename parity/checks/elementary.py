@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from contract.worker.stack import Elementary
+from contract.worker.capabilities import Elementary
 from parity.checks import strategies
 from parity.checks.check import Answered, Case, Check, Plan, Question, Request
 from parity.judge import bounds

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from contract.worker.capabilities import Elementary
 from contract.worker.plan import GraphPlan, Nf4, Path
 from contract.worker.process import StackProcess
-from contract.worker.stack import Elementary
 from parity.checks import graph_draws, graph_judges
 from parity.checks.check import Ask, Case, Check, GraphNeeds, Judge, Plan, Question, Tell
 from parity.checks.graph_case import ForwardAsk, GraphAsk, GraphCase

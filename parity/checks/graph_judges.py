@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from contract.worker import graph, taps
+from contract.worker.capabilities import Elementary
 from contract.worker.plan import GraphPlan
-from contract.worker.stack import Elementary
 from parity.checks.check import Answered, Arrays, Case, Judge
 from parity.checks.graph_case import GraphCase
 from parity.judge import perturb

@@ -17,10 +17,10 @@ from typing import Literal
 import numpy as np
 
 from contract.worker import graph, taps
+from contract.worker.capabilities import Elementary
 from contract.worker.graph import ROPE_TABLES
 from contract.worker.plan import GraphPlan
 from contract.worker.process import StackProcess
-from contract.worker.stack import Elementary
 from contract.worker.taps import EMBEDDING, HEAD
 from parity.checks.check import Arrays, Tell
 from parity.checks.graph_case import GraphAsk, GraphCase, open_graph, require_answer

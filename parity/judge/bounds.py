@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import chdtri
 
-from contract.worker.stack import Elementary
+from contract.worker.capabilities import Elementary
 from parity.reference.cross_entropy import CrossEntropy
 from parity.reference.products import Sums
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from contract.worker import graph
 from contract.worker.answers import Answer, RequestFailed
+from contract.worker.capabilities import Graphs
 from contract.worker.plan import GraphPlan, Lora, Nf4
-from contract.worker.stack import Graphs
 from parity.checks import graph_draws as draws
 from parity.checks.graph_case import GraphCase
 from parity.reference.llama import Oracle

@@ -18,8 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from contract.worker.answers import Answer, RequestFailed
+from contract.worker.capabilities import Capabilities
 from contract.worker.serve import Channel, serve
-from contract.worker.stack import Attributes, Capabilities, Reply, Tensors
+from contract.worker.stack import Attributes, Reply, Tensors
 from parity.reference import nf4
 
 FOREVER = 600.0

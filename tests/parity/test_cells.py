@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from contract.worker.capabilities import Capabilities
 from contract.worker.discover import StackInfo, discover
-from contract.worker.stack import Capabilities
 from parity import cells as matrix
 from parity import session
 from parity.cells import Cell, Device

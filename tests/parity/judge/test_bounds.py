@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from contract.worker.stack import Elementary
+from contract.worker.capabilities import Elementary
 from parity.checks import strategies
 from parity.judge import bounds
 from parity.reference import products

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from contract.worker.stack import Elementary
+from contract.worker.capabilities import Elementary
 from parity.checks import cross_entropy as check
 from parity.judge import bounds
 from parity.judge.verdict import within

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from contract.worker import graph, taps
+from contract.worker.capabilities import Capabilities
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.process import RequestFailed, StackProcess
-from contract.worker.stack import Capabilities
 from parity.judge.perturb import respond
 from parity.reference import nf4
 from stacks.tinygrad_lora import ops

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import stacks.torch_qlora
-from contract.worker.stack import Capabilities, Elementary
+from contract.worker.capabilities import Capabilities, Elementary
 from stacks.torch_qlora.elementary import elementary
 
 CAPABILITIES = Capabilities.model_validate(json.loads(Path(stacks.torch_qlora.__file__).with_name("capabilities.json").read_text()))

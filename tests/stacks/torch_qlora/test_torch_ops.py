@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import stacks.torch_qlora
+from contract.worker.capabilities import Capabilities
 from contract.worker.operations import OPERATIONS
 from contract.worker.process import check_answer
-from contract.worker.stack import Capabilities, NotSupported
+from contract.worker.stack import NotSupported
 from stacks.torch_qlora import ops
 from stacks.torch_qlora.ops import TorchQlora
 

@@ -1,0 +1,1 @@
+"""The files that a run writes, and what is done with files alone: the merge, conversions."""

@@ -1,0 +1,1 @@
+"""The subcommands of `finetune`, one a file; each loads what it needs when it runs."""

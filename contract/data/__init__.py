@@ -1,0 +1,1 @@
+"""From text to what a stack takes: token ids, labels, order, packing."""

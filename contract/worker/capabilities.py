@@ -1,0 +1,118 @@
+"""What a stack can do at all: static data beside its entry point, readable without importing it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from contract.run.spec import Base, ComputeDtype, Graph, Lane, Method, Optimizer, TokenizerMode
+from contract.worker.operations import OPERATIONS, WORK_DTYPES
+from contract.worker.plan import Path
+
+
+class Elementary(BaseModel):
+    """A stack's declared worst error of one elementary function over one range.
+
+    |y - f(x)| <= ulp * spacing(f(x)) + absolute, for every x of the dtype in [low, high], on the named devices (all, where none is named).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    function: Literal["exp", "log"]
+    dtype: Literal["float32", "float64"]
+    low: float
+    high: float
+    ulp: float = Field(ge=0)
+    absolute: float = Field(ge=0)
+    devices: tuple[str, ...] = ()
+
+
+class Graphs(BaseModel):
+    """The whole graphs that a stack opens (contract.worker.graph)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architectures: dict[str, tuple[Literal["float32", "float64"], ...]] = Field(description="model_type -> dtypes")
+    nf4: bool = Field(description="whether the block linears may be NF4")
+    paths: tuple[Path, ...] = Field(description="production paths that it has beside the plain one")
+
+
+class Memory(BaseModel):
+    """What a run holds at its peak on one device, in bytes, as a sum of declared shares (contract/run/memory.py has the formula).
+
+    activations and logits: float32 values held for the backward pass, in units of a product of dimensions such as BTD; the letters
+    are those of contract/worker/taps.py. `activations` counts for each layer, or once where `one_layer_at_a_time`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str
+    process: int = Field(ge=0, description="before a graph is opened")
+    weight_copies: float = Field(ge=0, description="of the frozen weights as the base holds them, 1 for the weights alone")
+    activations: dict[Annotated[str, Field(pattern="^[BTDFHSQNR]+$")], float] = Field(description="of a layer")
+    one_layer_at_a_time: bool = Field(description="a layer's activations are computed again in the backward pass")
+    logits: float = Field(ge=0, description="copies of [B, T, V] that are held at once")
+    source: str = Field(min_length=1, description="the command that measured these")
+
+
+class Inference(BaseModel):
+    """A run that names no stack goes to the stack that is inferred for its lane and method (or base)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lane: Lane
+    methods: tuple[Method, ...] = ()
+    bases: tuple[Base, ...] = ()
+
+
+class Training(BaseModel):
+    """The runs that a stack takes; each field is an allowed set for one field of the contract."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inferred_for: tuple[Inference, ...] = ()
+    bases: dict[Method, tuple[Base, ...]] = Field(description="method -> bases that it goes with")
+    tokenizers: tuple[TokenizerMode, ...]
+    graphs: dict[Graph, tuple[str, ...]] = Field(description="graph -> model types, each only once tier C passes for it")
+    layout_options: tuple[str, ...] = Field(description="options of a layout beyond the plain graph, such as rope_scaling.llama3")
+    compute_dtypes: tuple[ComputeDtype, ...]
+    optimizers: tuple[Optimizer, ...]
+    dropout: bool
+    packing: bool
+    patterns: bool = Field(description="rank_pattern and alpha_pattern")
+    memory: tuple[Memory, ...] = ()
+
+
+class Capabilities(BaseModel):
+    """What a stack can do at all: static, beside its entry point, readable without importing it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protocol: Literal[1]
+    lane: Lane
+    extra: str = Field(description="the extra of the distribution that installs the stack")
+    packages: tuple[Annotated[str, Field(min_length=1)], ...] = Field(description="distributions whose versions belong into every report")
+    devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")], ...] = Field(
+        min_length=1, description="the first one is the default"
+    )
+    requests: tuple[str, ...]
+    operations: dict[str, tuple[str, ...]] = Field(description="operation -> dtypes that it computes in")
+    nf4_block_sizes: tuple[int, ...] = ()
+    elementary: tuple[Elementary, ...] = ()
+    graphs: Graphs | None = None
+    training: Training | None = Field(default=None, description="None: it does not take part in training at all")
+
+    @field_validator("operations")
+    @classmethod
+    def _known(cls, operations: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, dtypes in operations.items():
+            if name not in OPERATIONS:
+                raise ValueError(f"there is no operation {name!r}; allowed: {', '.join(OPERATIONS)}")
+            if not set(dtypes) <= set(WORK_DTYPES):
+                raise ValueError(f"{name}: dtypes are {list(dtypes)}; allowed: {', '.join(WORK_DTYPES)}")
+        return operations
+
+    def elementary_on(self, device: str) -> tuple[Elementary, ...]:
+        """The declarations that hold on a device."""
+        return tuple(one for one in self.elementary if not one.devices or device in one.devices)
