@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +21,9 @@ MAX_JSON_BYTES = 256 * 2**20
 """No configuration, index or tokenizer comes near; a larger file is not read at all."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_PLAIN = re.compile(r"[\w.-]{1,128}", re.ASCII)
+"""A name that can stand in a message as it is."""
 
 
 def bytes_of(path: Path, *, limit: int = MAX_JSON_BYTES, remedy: str = "give the right file") -> bytes:
@@ -113,7 +117,7 @@ def validated(model: type[Model], value: Mapping[str, Any], place: str, *, remed
 
 
 def _fault(fault: Any, model: type[BaseModel], place: str, remedy: str) -> ContractError:
-    where = ".".join(str(part) for part in fault["loc"])
+    where = ".".join(part if _PLAIN.fullmatch(part) else brief(part) for part in map(str, fault["loc"]))
     spot = f"{place}: {where}" if where else place
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
