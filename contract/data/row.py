@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,12 @@ class Row:
     rating: int | None = None
     category: str | None = None
     difficulty: float | None = None
+
+    def with_system(self, text: str) -> Row:
+        """The row with a system turn of this text, unless it has one of its own."""
+        if self.messages[0].role == "system":
+            return self
+        return replace(self, messages=(Message(role="system", content=text), *self.messages))
 
 
 @dataclass(frozen=True, kw_only=True)
