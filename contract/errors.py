@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Sequence
 
 
@@ -42,7 +43,13 @@ class ContractErrors(UserError):
         self.faults = tuple(faults)
 
 
-_brief = reprlib.Repr()
+class _Brief(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        digits = x.bit_length() * 0.30103  # Python itself refuses to spell an integer of over 4,300 digits
+        return super().repr_int(x, level) if digits < sys.get_int_max_str_digits() - 1 else f"<an integer of {x.bit_length()} bits>"
+
+
+_brief = _Brief()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 80
 _brief.maxlevel = 2
 

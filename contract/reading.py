@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -62,8 +63,8 @@ def json_of(content: bytes, place: str, *, remedy: str = "write it anew") -> Any
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
-            names = [name for name, _ in pairs]
-            refuse(f"{brief(next(name for name in names if names.count(name) > 1))} twice")
+            [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+            refuse(f"{brief(name)} twice")
         return value
 
     def finite(text: str) -> float:

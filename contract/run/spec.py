@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 Lane = Literal["production", "research"]
 Graph = Literal["full_causal", "qlora_proxy_v1"]
@@ -28,6 +28,13 @@ def _no_nul(text: str) -> str:
     return text
 
 
+def _whole_number(value: object) -> object:
+    if type(value) is not int:  # a Literal takes what equals it: True is 1, and 64.0 is 64
+        raise ValueError("a whole number")
+    return value
+
+
+Whole = BeforeValidator(_whole_number)
 Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_no_nul)]
 Count = Annotated[int, Field(ge=1, le=_MANY)]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,128}$")]
@@ -55,6 +62,7 @@ class DataSpec(_Spec):
     tokenizer_mode: TokenizerMode = Field(default="hf", description="hf: the model's tokenizer.json; vox: a fixed table of 131 ids")
     template: Literal["chatml", "tokenizer"] = Field(default="chatml", description="tokenizer: the model's own chat template")
     system_prompt: Annotated[str, Field(max_length=2**20)] | None = Field(default=None, description="for rows that have no system text")
+    truncation: Literal["left", "right"] = Field(default="left", description="the side on which a row longer than seq_len loses tokens")
     min_rating: int = Field(default=3, ge=1, le=5, description="rows rated lower are left out; rows without a rating stay")
     context_filter: Text | None = Field(default=None, description="keeps rows whose category contains it, whatever its case")
     validation_split: float = Field(default=0.05, ge=0, lt=1, description="share of the rows that are held back")
@@ -86,13 +94,14 @@ class QuantSpec(_Spec):
 
     base: Base = Field(default="nf4", description="nf4: 4-bit NormalFloat (arXiv:2305.14314)")
     double_quant: bool = Field(default=True, description="absmax itself in 8 bits")
-    block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(default=64, description="values that share one absmax")
+    block_size: Annotated[Literal[32, 64, 128, 256, 512, 1024, 2048, 4096], Whole] = Field(default=64, description="values that share one absmax")
 
 
 class ExecSpec(_Spec):
     """How the run goes."""
 
     epochs: Count = Field(default=3, description="passes over the rows")
+    max_steps: Count | None = Field(default=None, description="optimiser steps at most; the schedule ends there")
     seq_len: Annotated[int, Field(ge=2, le=_MANY)] = Field(default=256, description="tokens of a row")
     batch_size: Count = Field(default=4, description="rows of a micro-batch")
     grad_accum: Count = Field(default=4, description="micro-batches of an optimiser step")
@@ -124,7 +133,7 @@ class ExecSpec(_Spec):
 class ArtifactSpec(_Spec):
     """What the run leaves, and for whom."""
 
-    adapter_schema_version: Literal[2, 3] = Field(default=3, description="2: candle_qlora_adapter_meta.json; 3: the manifest too")
+    adapter_schema_version: Annotated[Literal[2, 3], Whole] = Field(default=3, description="2: candle_qlora_adapter_meta.json; 3: the manifest too")
     allow_placeholder_attention_merge: bool = Field(
         default=False, description="the artifacts then say that they do not claim the fidelity of a full attention merge"
     )
@@ -134,7 +143,7 @@ class ArtifactSpec(_Spec):
 class FineTuneContract(_Spec):
     """A fine-tune run, whole: the one thing that both stacks, the planner and the gate take."""
 
-    contract_version: Literal[1] = Field(default=1, description="of this file's format")
+    contract_version: Annotated[Literal[1], Whole] = Field(default=1, description="of this file's format")
     lane: Lane = Field(default="production", description="research: stacks that are not promoted may run")
     stack: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] | None = Field(
         default=None, description="forces one; left out, it follows from lane, method and base"

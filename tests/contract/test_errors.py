@@ -40,3 +40,5 @@ def test_a_brief_value_keeps_what_is_short() -> None:
     assert brief("rank\n16") == "'rank\\n16'"
     assert brief({"a": [1, 2.5, None]}) == "{'a': [1, 2.5, None]}"
     assert len(brief("x" * 10**6)) <= 82
+    assert brief([10**10_000]) == "[<an integer of 33220 bits>]"
+    assert brief(10**4000).startswith("1000")

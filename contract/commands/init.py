@@ -1,0 +1,34 @@
+"""`finetune init`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write (.yaml, .yml).")] = Path("contract.yaml"),
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="smoke, cpu, gpu_16g, gpu_80g or mobile_edge.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field, as adapter.rank=8; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Writes a contract to start from: every field, commented."""
+    from contract.errors import ContractError
+    from contract.run.source import read_contract
+    from contract.run.starter import EXAMPLES, starter
+    from contract.worker.files import replacing
+
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise ContractError(str(path), got=f"the suffix {path.suffix!r}", allowed=".yaml, .yml", remedy="name it so; the starter is YAML")
+    content = starter(read_contract(None, preset=preset, overrides=(*EXAMPLES, *(overrides or ()))), preset=preset)
+    if path.is_dir() or (os.path.lexists(path) and not force):
+        got, remedy = ("a folder", "give a file's name") if path.is_dir() else ("a file that is there", "give another name, or --force")
+        raise ContractError(str(path), got=got, allowed="a new file", remedy=remedy)
+    with replacing(path) as file:
+        file.write(content.encode())
+    typer.echo(f"{path} is written; set model.hf_repo and data.train_file in it, then: finetune plan {path}")
