@@ -19,6 +19,7 @@ from contract.model import checkpoint
 from contract.worker import discover
 from contract.worker.answers import HarnessError, RequestFailed
 from contract.worker.discover import StackInfo
+from contract.worker.plan import plain
 from contract.worker.process import StackProcess
 from parity import cells as matrix
 from parity.cells import Cell, Device
@@ -211,7 +212,9 @@ def require_sound(model: str, checks: Sequence[Check]) -> None:
     if not _needs_model(checks):
         return
     try:
-        checkpoint.require_finite(checkpoint.locate(model))
+        found = checkpoint.locate(model)
+        plain(found.layout)
+        checkpoint.require_finite(found)
     except MissingError:
         if model != graph.MODEL:
             raise

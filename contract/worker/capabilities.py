@@ -38,21 +38,44 @@ class Graphs(BaseModel):
     paths: tuple[Path, ...] = Field(description="production paths that it has beside the plain one")
 
 
-class Memory(BaseModel):
-    """What a run holds at its peak on one device, in bytes, as a sum of declared shares (contract/run/memory.py has the formula).
+Dimensions = Annotated[str, Field(pattern="^[BTDFHSQNR]+$")]
+"""A product of dimensions, such as BTD; the letters are those of contract/worker/taps.py."""
 
-    activations and logits: float32 values held for the backward pass, in units of a product of dimensions such as BTD; the letters
-    are those of contract/worker/taps.py. `activations` counts for each layer, or once where `one_layer_at_a_time`.
+Copies = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Slices(BaseModel):
+    """How a stack sums the gradient with respect to the input of a frozen linear [O, I]: from parts of [B, T, I], all held at once.
+
+    O / g parts, g = gcd(O, size); none where g < smallest.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(ge=1)
+    smallest: int = Field(ge=1)
+    head: Copies = Field(description="copies of the head's parts that are held at once")
+    linears: Copies = Field(description="copies of the parts of all linears of a block")
+
+
+class Memory(BaseModel):
+    """What a run holds at its peak on one device (contract/run/memory.py has the formula).
+
+    Copies are in units of float32 values; they are measured, and count what the allocator can't give back.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str
-    process: int = Field(ge=0, description="before a graph is opened")
-    weight_copies: float = Field(ge=0, description="of the frozen weights as the base holds them, 1 for the weights alone")
-    activations: dict[Annotated[str, Field(pattern="^[BTDFHSQNR]+$")], float] = Field(description="of a layer")
-    one_layer_at_a_time: bool = Field(description="a layer's activations are computed again in the backward pass")
-    logits: float = Field(ge=0, description="copies of [B, T, V] that are held at once")
+    process: int = Field(ge=0, description="bytes: the process itself, its libraries loaded")
+    loading: Copies = Field(description="copies of all weights that are held beside the graph while it is opened")
+    residue: Copies = Field(description="copies of the linears' float32 weights that stay behind when they become NF4")
+    adapter: Copies = Field(default=0, description="copies of the adapter that are held beside it and its gradient")
+    head_apart: bool = Field(description="a tied head is held a second time")
+    activations: dict[Dimensions, Copies] = Field(description="of each layer, held for the backward pass")
+    work: dict[Dimensions, Copies] = Field(default_factory=dict, description="of the one layer that is computed, forward and backward")
+    logits: Copies = Field(description="copies of [B, T, V] that are held at once")
+    slices: Slices | None = Field(default=None, description="None: the gradient is one product")
     source: str = Field(min_length=1, description="the command that measured these")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors' NumPy reader needs)
 import numpy as np
@@ -20,11 +21,22 @@ _verified: dict[tuple[int, ...], str] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class FileReference:
-    """One tensor of a safetensors file, named by the file's SHA-256; `path` is only where it may lie."""
+    """One tensor of a safetensors file, named by the file's SHA-256; `path` is only where it may lie.
+
+    start, stop: that part of its last dimension (GPT-2's q, k and v lie in one tensor). transposed: turned after that, a matrix that
+    lies [in, out] comes as [out, in].
+    """
 
     sha256: str
     tensor: str
     path: str
+    start: int | None = None
+    stop: int | None = None
+    transposed: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """Its fields without those at their default: what travels, and what it can be made of again."""
+        return {field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name)) != field.default}
 
 
 class FileNeeded(Exception):
@@ -56,11 +68,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; read again only when it is another file, or was changed."""
+def identity(path: Path) -> tuple[int, ...]:
+    """What stays as it is as long as a file is the same and nothing writes to it.
+
+    Raises:
+        OSError: it is not there, or not for us to see.
+    """
     status = path.stat()
     # The time of change can't be set back as that of modification can.
-    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; read again only when it is another file, or was changed."""
+    key = identity(path)
     if key not in _verified:
         with open(path, "rb") as file:
             _verified[key] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -74,13 +95,22 @@ def load(reference: FileReference) -> np.ndarray:
         FileNeeded: no file here has that content.
         ValueError: the file has no such tensor.
     """
-    path = _find(reference)
+    return read(_find(reference), reference.tensor, start=reference.start, stop=reference.stop, transposed=reference.transposed)
+
+
+def read(path: Path, name: str, *, start: int | None = None, stop: int | None = None, transposed: bool = False) -> np.ndarray:
+    """A tensor of a safetensors file, or a part of it, as a FileReference says.
+
+    Raises:
+        ValueError: the file has no such tensor.
+    """
     with safe_open(path, framework="numpy") as file:
         names: list[str] = file.keys()
-        if reference.tensor not in names:
-            raise ValueError(f"{path.name} has no tensor {reference.tensor!r}; it has {len(names)} others")
-        tensor: np.ndarray = file.get_tensor(reference.tensor)
-        return tensor
+        if name not in names:
+            raise ValueError(f"{path.name} has no tensor {name!r}; it has {len(names)} others")
+        tensor: np.ndarray = file.get_tensor(name)
+    part = tensor if start is None and stop is None else tensor[..., start:stop]
+    return np.asarray(part.T if transposed else part, order="C")
 
 
 def receive(sha256: str, content: bytes) -> Path:

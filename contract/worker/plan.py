@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from contract.model.layout import LlamaLayout
+from contract.errors import ContractError
+from contract.model.layout import Layout, LlamaLayout
 from contract.worker import taps
 from contract.worker.taps import LINEARS
 
@@ -46,6 +47,23 @@ class Nf4(_Frozen):
         return self
 
 
+def plain(layout: Layout) -> LlamaLayout:
+    """The layout, if the tap table (contract/worker/taps.py) describes its graph: a Llama without options.
+
+    Raises:
+        ContractError: it does not; names the model type, or the options.
+    """
+    if not isinstance(layout, LlamaLayout):
+        raise ContractError(
+            "model_type", got=layout.model_type, allowed="llama, of whose graph there are taps", remedy="take another model"
+        )
+    if layout.options:
+        raise ContractError(
+            "config.json", got=", ".join(layout.options), allowed="the plain graph, of which there are taps", remedy="take another model"
+        )
+    return layout
+
+
 class GraphPlan(_Frozen):
     """What a stack is to open.
 
@@ -61,6 +79,7 @@ class GraphPlan(_Frozen):
 
     @model_validator(mode="after")
     def _means_something(self) -> GraphPlan:
+        plain(self.layout)
         known = taps.sections(self.layout.num_hidden_layers)
         strange = [section for section in self.held if section not in known]
         if strange or len(set(self.held)) != len(self.held) or not self.held:

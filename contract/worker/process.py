@@ -182,7 +182,7 @@ class StackProcess:
             if not isinstance(tensor, TensorOrReference):
                 raise TypeError(f"{tensor_name} is a {type(tensor).__name__}; allowed: a NumPy array (also of shape []) or a FileReference")
         arrays = {name: tensor for name, tensor in (tensors or {}).items() if isinstance(tensor, np.ndarray)}
-        references = {name: asdict(tensor) for name, tensor in (tensors or {}).items() if isinstance(tensor, FileReference)}
+        references = {name: tensor.fields() for name, tensor in (tensors or {}).items() if isinstance(tensor, FileReference)}
         header = {"id": self._next_id, "request": request, "values": dict(values or {}), "references": references}
         pending = Pending(self, self._next_id, header, arrays, seconds, self._starts)
         self._send(pending)

@@ -13,7 +13,7 @@ from contract.model import adapter_init, checkpoint
 from contract.model.layout import LlamaLayout
 from contract.worker import graph
 from contract.worker.graph import IGNORE_INDEX
-from contract.worker.plan import GraphPlan, Lora, Nf4
+from contract.worker.plan import GraphPlan, Lora, Nf4, plain
 from parity.checks import strategies
 from parity.checks.check import Arrays, Case
 from parity.checks.graph_case import GraphCase, Weights, offsets
@@ -115,7 +115,7 @@ def real_cases(model: str, base: Nf4 | None = None, adapters: Sequence[str] = ("
             f"tier C needs {FEWEST_TOKENS} or more, for a label that counts beside one that does not"
         )
     lora = Lora(rank=8, alpha=12.0)
-    plan = GraphPlan(layout=found.layout, dtype="float64", lora=lora, base=base)
+    plan = GraphPlan(layout=plain(found.layout), dtype="float64", lora=lora, base=base)
     for seed, adapter in enumerate(adapters):
         rng = np.random.default_rng(seed)
         shape = (MODEL_SEQUENCES, min(MODEL_TOKENS, found.layout.max_position_embeddings))

@@ -93,8 +93,8 @@ def _spellable(request: Request) -> bool:
 
 def _spell(request: Request, name: str) -> str:
     if name in request.references:
-        reference = request.references[name]
-        return f"FileReference(sha256={reference.sha256!r}, tensor={reference.tensor!r}, path={reference.path!r})"
+        fields = request.references[name].fields()
+        return f"FileReference({', '.join(f'{field}={value!r}' for field, value in fields.items())})"
     array = request.tensors[name]
     if array.dtype.kind == "f":
         nested = _nested_hex(array.astype(np.float64))

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from contract.errors import MissingError, UserError
+from contract.errors import ContractError, MissingError
 from contract.model import checkpoint, zoo
-from contract.model.checkpoint import load, locate, open_checkpoint, require_finite
+from contract.model.checkpoint import load, locate, open_checkpoint, open_files, require_finite
+from contract.model.preflight import locate_files
+from contract.run.spec import ModelSpec
 from contract.worker import files
 from tests.contract.model.tiny_checkpoint import (
     CONFIG,
@@ -75,6 +77,16 @@ def test_files_may_be_links_as_in_the_hubs_cache(tmp_path: Path) -> None:
     assert load(open_checkpoint(tmp_path / "snapshot"), "final_norm").any()
 
 
+def test_files_that_were_named_one_by_one(tmp_path: Path) -> None:
+    tensors = weights()
+    where = write_sharded(tmp_path / "tiny", tensors)
+    shards = tuple(str(tmp_path / "tiny" / name) for name in set(where.values()))
+    found = locate_files(ModelSpec(config_json=str(tmp_path / "tiny" / "config.json"), weight_shards=shards))
+    opened = open_files(found, name="mine")
+    assert (opened.name, opened.path) == ("mine", tmp_path / "tiny")
+    assert all(np.array_equal(load(opened, name), tensors[reference.tensor]) for name, reference in opened.tensors.items())
+
+
 PATTERNS = np.arange(2**16, dtype=np.uint16)
 
 
@@ -106,16 +118,32 @@ def test_float32_comes_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_weight_that_it_lacks_is_named(tmp_path: Path) -> None:
     opened = open_checkpoint(write(tmp_path / "tiny", tie_word_embeddings=True))
-    with pytest.raises(UserError, match="tiny has no weight 'lm_head'; it has 28: embedding, "):
+    with pytest.raises(ContractError, match="tiny: got no weight 'lm_head'; allowed: one of 28: embedding, "):
         load(opened, "lm_head")
 
 
 def test_a_file_that_changed_since_is_not_read(tmp_path: Path) -> None:
     opened = open_checkpoint(write(tmp_path / "tiny"))
     save_file({key: tensor + 1 for key, tensor in weights().items()}, tmp_path / "tiny" / WEIGHTS)
-    for read in (lambda: load(opened, "final_norm"), lambda: require_finite(opened)):
-        with pytest.raises(UserError, match=r"model\.safetensors is gone or no longer the file with SHA-256 [0-9a-f]{64}; "):
+    for read in (lambda: load(opened, "final_norm"), lambda: require_finite(opened), lambda: opened.tensors["final_norm"]):
+        with pytest.raises(ContractError, match=r"model\.safetensors: got a file that is gone or was changed; "):
             read()
+    (tmp_path / "tiny" / WEIGHTS).unlink()
+    for read in (lambda: load(opened, "final_norm"), lambda: require_finite(opened), lambda: opened.tensors["final_norm"]):
+        with pytest.raises(ContractError, match=r"model\.safetensors: got a file that is gone or was changed; "):
+            read()
+
+
+def test_a_file_is_hashed_when_its_weights_go_to_a_worker_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    write_sharded(tmp_path / "tiny", weights())
+    monkeypatch.setattr(files, "sha256_of", lambda path: hashed.append(path.name) or "0" * 64)
+    opened = open_checkpoint(tmp_path / "tiny")
+    load(opened, "final_norm")
+    require_finite(opened)
+    assert (list(opened.tensors), len(opened.tensors), hashed) == (list(opened.placed), len(weights()), [])
+    reference = opened.tensors["final_norm"]
+    assert (reference.sha256, hashed) == ("0" * 64, [Path(reference.path).name])
 
 
 # NaN and infinity
@@ -132,9 +160,9 @@ def test_a_weight_that_is_not_finite_is_counted(
     tensors[V] = tensors[V].astype(dtype)
     tensors[V][[0, 5, -1], [0, 3, -1]] = bad
     opened = open_checkpoint(write(tmp_path / "tiny", tensors))
-    with pytest.raises(UserError, match="holds 3 NaN or infinite values, allowed: none; ") as caught:
+    with pytest.raises(ContractError, match="got 3 NaN or infinite values; allowed: none; ") as caught:
         require_finite(opened)
-    assert str(caught.value).startswith(f"{tmp_path / 'tiny' / WEIGHTS}: {V} holds")
+    assert caught.value.place == f"{tmp_path / 'tiny' / WEIGHTS}: {V}"
 
 
 def test_finite_weights_pass_with_progress(tmp_path: Path) -> None:
@@ -162,7 +190,8 @@ def test_a_known_model_whose_bits_are_not_the_published_ones(tmp_path: Path, mon
     folder = write(tmp_path / "tiny")
     found = zoo.ModelFolder(path=folder, weights=folder / WEIGHTS, sha256="0" * 64, config=dict(CONFIG))
     monkeypatch.setattr(zoo, "locate", lambda name: found)
-    with pytest.raises(UserError, match=r"damaged: SHA-256 [0-9a-f]{64}, must be 0{64}; run: finetune fetch smollm2-135m --force"):
+    published = zoo.KNOWN["smollm2-135m"].weights_sha256
+    with pytest.raises(ContractError, match=f"got SHA-256 [0-9a-f]{{64}}; allowed: {published}, .* run: finetune fetch .* --force"):
         locate("smollm2-135m")
 
 
@@ -177,7 +206,8 @@ def test_a_folder_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", ["absent", "./absent/model", "/absent/model", "~/absent/model", "../absent"])
 def test_a_name_of_nothing(name: str) -> None:
-    with pytest.raises(UserError, match=f"there is no model and no folder '{name}'; give one of smollm2-135m, a folder with config.json"):
+    message = f"model: got '{name}', which is no model and no folder; allowed: smollm2-135m, a folder with config.json"
+    with pytest.raises(ContractError, match=message):
         locate(name)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from contract.errors import UserError
+from contract.errors import ContractError
 from contract.model.checkpoint import open_checkpoint
 
 CONFIG: Mapping[str, Any] = {
@@ -71,7 +71,8 @@ def write_raw(path: Path, header: str, content: bytes) -> None:
 
 
 def refused(folder: Path, message: str) -> str:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(ContractError, match=message) as caught:
         open_checkpoint(folder)
     assert "\n" not in str(caught.value)
+    assert caught.value.place.startswith(str(folder))
     return str(caught.value)

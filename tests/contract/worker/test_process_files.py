@@ -35,6 +35,21 @@ def test_a_file_does_not_travel_where_the_worker_has_it(launch: Launch, referenc
     assert not cache.exists()
 
 
+def test_a_part_of_a_tensor_and_a_turned_one(launch: Launch, reference: FileReference, cache: Path) -> None:
+    part = dataclasses.replace(reference, start=1, stop=2)
+    turned = dataclasses.replace(part, transposed=True)
+    answer = launch().request("forward", tensors={"x": part, "y": turned, "z": reference})
+    np.testing.assert_array_equal(answer.tensors["x"], A[..., 1:2])
+    np.testing.assert_array_equal(answer.tensors["y"], A[..., 1:2].T)
+    np.testing.assert_array_equal(answer.tensors["z"], A)
+
+
+def test_what_is_whole_says_nothing_of_parts(reference: FileReference) -> None:
+    """A worker of another language may know the three fields of protocol 1's first days alone."""
+    assert set(reference.fields()) == {"sha256", "tensor", "path"}
+    assert FileReference(**dataclasses.replace(reference, start=0).fields()).start == 0
+
+
 @pytest.fixture
 def elsewhere(reference: FileReference, tmp_path: Path) -> FileReference:
     """A reference by a relative path, which only the launcher's working folder resolves."""
