@@ -1,0 +1,27 @@
+"""`finetune merge-weights`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def merge_weights(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training checkpoint: its folder, or its JSON file.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The base model: a known name, a folder, or a hub id that was fetched.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder that is new or empty.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a merged model that is there.")] = False,
+) -> None:
+    """Merges a training checkpoint's adapter into its base: the same bytes as merge-qlora gives for the same adapter."""
+    from contract.artifacts.convert import read_source
+    from contract.artifacts.kinds import ADAPTERS, Kind, what_is
+    from contract.commands.merge_report import merge_and_tell
+    from contract.errors import ContractError
+
+    kind, _ = what_is(checkpoint)
+    if kind != Kind.TRAINING_CHECKPOINT:
+        remedy = f"run: finetune merge-qlora {checkpoint} {base} {output}" if kind in ADAPTERS else "give a training checkpoint"
+        raise ContractError(str(checkpoint), got=kind, allowed=Kind.TRAINING_CHECKPOINT, remedy=remedy)
+    merge_and_tell(read_source(checkpoint), base, output, force=force)
