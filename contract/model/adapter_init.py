@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
+from contract.model.layout import Layout
+from contract.run.spec import AdapterSpec
 from contract.worker import graph
 from contract.worker.plan import GraphPlan
 
@@ -21,7 +24,27 @@ _BITS = 24
 
 
 def initial(plan: GraphPlan, seed: int) -> dict[str, np.ndarray]:
-    """The initial adapter of a plan: every matrix of `graph.adapter(plan)`, float32.
+    """The initial adapter of a plan: every matrix of `graph.adapter(plan)`, float32, as `of_shapes` draws it."""
+    return of_shapes({name: shape for name, (shape, _) in graph.adapter(plan).items()}, seed)
+
+
+def of_contract(layout: Layout, adapter: AdapterSpec, seed: int) -> dict[str, np.ndarray]:
+    """The initial adapter of a contract's full causal graph: layers.N.LINEAR.lora_a and .lora_b, float32, as `of_shapes` draws it.
+
+    A linear's rank is the one that rank_pattern has for it alone (layers.3.q_proj), else for its kind (q_proj), else the contract's.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(layout.num_hidden_layers):
+        for linear, (out_features, in_features) in layout.widths.items():
+            if linear in (adapter.target_modules or layout.linears):
+                name = f"layers.{layer}.{linear}"
+                rank = adapter.rank_pattern.get(name, adapter.rank_pattern.get(linear, adapter.rank))
+                shapes |= {f"{name}.lora_a": (rank, in_features), f"{name}.lora_b": (out_features, rank)}
+    return of_shapes(shapes, seed)
+
+
+def of_shapes(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Initial matrices by name: NAME.lora_a [R, I] drawn, NAME.lora_b [O, R] zero; float32.
 
         A_RI = f32(1 / sqrt(I)) * (2 k + 1 - 2^24) / 2^24,    k the upper 24 bits of a random word;    B_OR = 0
 
@@ -31,7 +54,7 @@ def initial(plan: GraphPlan, seed: int) -> dict[str, np.ndarray]:
     2 k + 1 - 2^24 is odd and below 2^24 in magnitude, so float32 holds it exactly; the product with the bound is the one rounding.
     """
     matrices: dict[str, np.ndarray] = {}
-    for name, (shape, _) in graph.adapter(plan).items():
+    for name, shape in shapes.items():
         matrices[name] = _uniform(name, shape, seed) if name.endswith(".lora_a") else np.zeros(shape, np.float32)
     return matrices
 

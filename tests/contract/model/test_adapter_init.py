@@ -33,12 +33,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from contract.model.adapter_init import initial
+from contract.model import layout
+from contract.model.adapter_init import initial, of_contract
 from contract.model.layout import LlamaLayout
+from contract.run.memory import adapter_values
+from contract.run.spec import AdapterSpec
 from contract.worker import graph, taps
 from contract.worker.plan import GraphPlan, Lora
 from contract.worker.taps import LINEARS
 from parity.judge.confidence import FALSE_ALARM
+from tests.contract.worker import small_plan
 
 GOLDEN = {
     (7, "layers.1.k_proj.lora_a"): """
@@ -147,3 +151,50 @@ def test_that_comparison_can_fail(wrong: str) -> None:
     a, _ = ours(576, 256)
     witness, _ = peft_matrix(576, 256, "gaussian" if wrong == "gaussian" else True)
     assert stats.ks_2samp(a.ravel() * (1.02 if wrong == "wider" else 1), witness.ravel()).pvalue < FALSE_ALARM
+
+
+GPT2 = layout.read(
+    {
+        "model_type": "gpt2",
+        "vocab_size": 40,
+        "n_embd": 12,
+        "n_layer": 2,
+        "n_head": 3,
+        "n_positions": 16,
+        "n_inner": 20,
+        "layer_norm_epsilon": 1e-3,
+    }
+)
+
+
+def test_a_contract_and_a_plan_start_from_the_same_bits() -> None:
+    plan = small_plan.plan(targets=("k_proj", "down_proj"))
+    spec = AdapterSpec(rank=plan.lora.rank, alpha=plan.lora.alpha, target_modules=plan.lora.targets)
+    by_plan, by_contract = initial(plan, 5), of_contract(plan.layout, spec, 5)
+    assert list(by_contract) == list(by_plan)
+    assert all((by_contract[name] == matrix).all() for name, matrix in by_plan.items())
+
+
+def test_gpt2_has_q_k_and_v_apart() -> None:
+    shapes = {name: matrix.shape for name, matrix in of_contract(GPT2, AdapterSpec(rank=5), 1).items() if name.startswith("layers.1.")}
+    assert shapes == {
+        **{f"layers.1.{name}.lora_a": (5, 12) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj")},
+        **{f"layers.1.{name}.lora_b": (12, 5) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")},
+        "layers.1.up_proj.lora_b": (20, 5), "layers.1.down_proj.lora_a": (5, 20),
+    }  # fmt: skip
+
+
+@given(
+    targets=st.lists(st.sampled_from(GPT2.linears), unique=True),
+    pattern=st.dictionaries(st.sampled_from(["q_proj", "o_proj", "layers.0.q_proj", "layers.1.o_proj"]), st.integers(1, 9)),
+    rank=st.integers(1, 9),
+)
+def test_ranks_follow_the_pattern_and_are_what_the_memory_estimate_counts(targets: list[str], pattern: dict[str, int], rank: int) -> None:
+    spec = AdapterSpec(rank=rank, target_modules=tuple(targets), rank_pattern=pattern)
+    matrices = of_contract(GPT2, spec, 1)
+    assert {name.split(".")[2] for name in matrices} == set(targets or GPT2.linears)
+    for name, matrix in matrices.items():
+        linear, _, half = name.rpartition(".")
+        wanted = pattern.get(linear, pattern.get(linear.split(".")[2], rank))
+        assert matrix.shape[0 if half == "lora_a" else 1] == wanted
+    assert sum(matrix.size for matrix in matrices.values()) == adapter_values(GPT2, spec)
