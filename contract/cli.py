@@ -9,11 +9,25 @@ import sys
 
 import typer
 
+from contract.commands.convert import convert
+from contract.commands.digest import digest
 from contract.commands.fetch import fetch
+from contract.commands.init import init
+from contract.commands.merge_qlora import merge_qlora
+from contract.commands.merge_weights import merge_weights
+from contract.commands.plan import plan
+from contract.commands.preflight import preflight
 from contract.errors import ContractError, ContractErrors, UserError
 
 app = typer.Typer(name="finetune", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(fetch)
+app.command()(init)
+app.command()(plan)
+app.command()(preflight)
+app.command()(digest)
+app.command()(merge_qlora)
+app.command()(merge_weights)
+app.command()(convert)
 
 
 @app.callback()

@@ -94,7 +94,9 @@ class QuantSpec(_Spec):
 
     base: Base = Field(default="nf4", description="nf4: 4-bit NormalFloat (arXiv:2305.14314)")
     double_quant: bool = Field(default=True, description="absmax itself in 8 bits")
-    block_size: Annotated[Literal[32, 64, 128, 256, 512, 1024, 2048, 4096], Whole] = Field(default=64, description="values that share one absmax")
+    block_size: Annotated[Literal[32, 64, 128, 256, 512, 1024, 2048, 4096], Whole] = Field(
+        default=64, description="values that share one absmax"
+    )
 
 
 class ExecSpec(_Spec):
@@ -133,7 +135,9 @@ class ExecSpec(_Spec):
 class ArtifactSpec(_Spec):
     """What the run leaves, and for whom."""
 
-    adapter_schema_version: Annotated[Literal[2, 3], Whole] = Field(default=3, description="2: candle_qlora_adapter_meta.json; 3: the manifest too")
+    adapter_schema_version: Annotated[Literal[2, 3], Whole] = Field(
+        default=3, description="2: candle_qlora_adapter_meta.json; 3: the manifest too"
+    )
     allow_placeholder_attention_merge: bool = Field(
         default=False, description="the artifacts then say that they do not claim the fidelity of a full attention merge"
     )
