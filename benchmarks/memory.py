@@ -1,17 +1,19 @@
-"""What a run is estimated to hold in memory, and what it does hold: both stacks, on the CPU.
+"""What a run is estimated to hold in memory, and what it does hold: both stacks, on the CPU or an NVIDIA GPU.
 
-Run: .venv/bin/python benchmarks/memory.py [--stack NAME] [--only SHAPE] [--base none|nf4] [--rows FILE]
+Run: .venv/bin/python benchmarks/memory.py [--device CUDA] [--stack NAME] [--only SHAPE] [--base none|nf4] [--rows FILE]
 Prints a Markdown table. `--fit` prints the coefficients that the measured rows give for capabilities.json, held-out shapes left out.
 `--rows FILE` keeps what was measured, one JSON object a line, and adds to what is there; `--fit` alone reads it.
 
-Measured is the peak resident memory (VmHWM, Linux) of a worker process that opens a graph and then answers `gradients` twice: the
-second time with its kernels captured, as every later step of a run. The optimiser's state can't be measured yet, since no stack has
+Measured is the peak memory of a worker process that opens a graph and then answers `gradients` twice: the second time with its
+kernels captured, as every later step of a run. On the CPU that is VmHWM (Linux); on a GPU what nvidia-smi says is in use beyond what was
+before, which both stacks' allocators keep once they took it. The optimiser's state can't be measured yet, since no stack has
 the request `step`; a worker's answer holds two copies of the gradients instead, which are as large as AdamW's m and v.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +27,6 @@ from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 from scipy.optimize import nnls
 
-from contract.model import checkpoint
 from contract.model.layout import LlamaLayout
 from contract.run import memory
 from contract.run.device_memory import format_size
@@ -38,7 +39,6 @@ from contract.worker.files import FileReference
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.process import StackProcess
 
-MODEL = "smollm2-135m"
 SECONDS = 1800.0
 BASES = ("none", "nf4")
 STACKS = ("torch_qlora", "tinygrad_lora")
@@ -65,19 +65,19 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A model and a batch; the letters of contract/worker/taps.py. Without D it's the real model."""
+    """A model and a batch; the letters of contract/worker/taps.py."""
 
     name: str
     B: int
     T: int
     R: int
-    D: int = 0
-    F: int = 0
-    layers: int = 0
-    H: int = 0
-    K: int = 0
-    E: int = 0
-    V: int = 0
+    D: int
+    F: int
+    layers: int
+    H: int
+    K: int
+    E: int
+    V: int
     tied: bool = True
     held_out: bool = False
 
@@ -92,7 +92,7 @@ SHAPES = (
     Shape(name="weights", B=1, T=32, R=4, D=1024, F=2816, layers=12, H=16, K=4, E=64, V=32000),
     Shape(name="rank", B=4, T=256, R=128, D=512, F=1024, layers=4, H=8, K=8, E=64, V=4000),
     Shape(name="untied", B=1, T=512, R=8, D=768, F=1024, layers=4, H=4, K=2, E=64, V=32000, tied=False),
-    Shape(name="smollm2", B=4, T=256, R=16, held_out=True),
+    Shape(name="smollm2", B=4, T=256, R=16, D=576, F=1536, layers=30, H=9, K=3, E=64, V=49152, held_out=True),
     Shape(name="grouped", B=3, T=384, R=8, D=640, F=1728, layers=10, H=10, K=5, E=64, V=16000, held_out=True),
     Shape(name="shallow", B=2, T=192, R=16, D=384, F=2048, layers=5, H=6, K=2, E=64, V=49152, held_out=True),
     Shape(name="uneven", B=1, T=512, R=8, D=768, F=1024, layers=4, H=4, K=2, E=64, V=50257, tied=False, held_out=True),
@@ -106,6 +106,7 @@ class Row:
     """One measurement: bytes at the peak of opening, and at the peak of what came after."""
 
     stack: str
+    device: str
     shape: str
     base: str
     opening: int
@@ -123,6 +124,7 @@ _ROW = TypeAdapter(Row)
 def main() -> None:
     """Measures, prints, or fits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="CPU", choices=("CPU", "CUDA"))
     parser.add_argument("--stack", action="append", choices=STACKS)
     parser.add_argument("--only", action="append", choices=[shape.name for shape in SHAPES])
     parser.add_argument("--base", action="append", choices=BASES)
@@ -136,19 +138,19 @@ def main() -> None:
         for shape in SHAPES
         if shape.name in (arguments.only or [shape.name])
         for base in arguments.base or BASES
-        if (stack, shape.name, base) not in {(row.stack, row.shape, row.base) for row in rows}
+        if (stack, arguments.device, shape.name, base) not in {(row.stack, row.device, row.shape, row.base) for row in rows}
     ]
     stacks = discover.installed()
     for stack, shape, base in [] if arguments.fit else wanted:
-        rows.append(measure(stacks[stack], shape, base))
+        rows.append(measure(stacks[stack], shape, base, arguments.device))
         if arguments.rows is not None:
             with open(arguments.rows, "ab") as file:
                 file.write(_ROW.dump_json(rows[-1]) + b"\n")
     for stack in arguments.stack or STACKS:
-        own = [row for row in rows if row.stack == stack]
-        declared = fit(own, stack) if arguments.fit else declared_memory(stacks[stack].capabilities, "CPU")
+        own = [row for row in rows if (row.stack, row.device) == (stack, arguments.device)]
+        declared = fit(own, stack, arguments.device) if arguments.fit else declared_memory(stacks[stack].capabilities, arguments.device)
         if declared is None:
-            raise SystemExit(f"{stack} declares nothing of its memory on the CPU; --fit gives what belongs there")
+            raise SystemExit(f"{stack} declares nothing of its memory on {arguments.device}; --fit gives what belongs there")
         if arguments.fit:
             print(declared.model_dump_json(indent=2))
         print(table(own, declared))
@@ -161,41 +163,37 @@ def _read(path: Path) -> list[Row]:
 # Measuring
 
 
-def measure(stack: StackInfo, shape: Shape, base: str) -> Row:
+def measure(stack: StackInfo, shape: Shape, base: str, device: str) -> Row:
     """The peaks of a fresh worker."""
-    rng = np.random.default_rng(0)
-    with _weights(shape, rng) as (layout, references), StackProcess(stack.name, stack.command, "CPU", request_seconds=SECONDS) as process:
+    rng, layout = np.random.default_rng(0), _layout(shape)
+    before = _in_use(0, device)
+    with _weights(layout, rng) as references, StackProcess(stack.name, stack.command, device, request_seconds=SECONDS) as process:
         lora, held = Lora(rank=shape.R, alpha=2 * shape.R), None if base == "none" else Nf4()
         plan = GraphPlan(layout=layout, dtype="float32", lora=lora, base=held, paths=("nf4_linear",) if held else ())
         [worker] = psutil.Process().children()
         adapter = {name: 0.02 * rng.standard_normal(size, dtype=np.float32) for name, (size, _) in graph.adapter(plan).items()}
         weights = {name: references[name] for name in graph.weights(plan)}
         process.request("open", {"graph": "measured", "plan": plan.model_dump(mode="json")}, {**weights, **adapter})
-        opening = _peak(worker.pid)
+        opening = _in_use(worker.pid, device) - before
         ids = rng.integers(0, layout.vocab_size, (shape.B, shape.T))
         for _ in range(2):
-            Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # VmHWM begins anew
+            if device == "CPU":
+                Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # VmHWM begins anew
             process.request("gradients", {"graph": "measured", "taps": ["loss"]}, {"ids": ids, "labels": ids})
-        running = _peak(worker.pid)
-    return Row(stack=stack.name, shape=shape.name, base=base, opening=opening, running=running)
+        running = _in_use(worker.pid, device) - before
+    return Row(stack=stack.name, device=device, shape=shape.name, base=base, opening=opening, running=running)
 
 
 @contextmanager
-def _weights(shape: Shape, rng: np.random.Generator) -> Iterator[tuple[LlamaLayout, dict[str, FileReference]]]:
-    """A layout and its weights in a file: SmolLM2's own, or random ones."""
-    if not shape.D:
-        found = checkpoint.locate(MODEL)
-        assert isinstance(found.layout, LlamaLayout)
-        yield found.layout, dict(found.tensors)
-        return
-    layout = _layout(shape)
+def _weights(layout: LlamaLayout, rng: np.random.Generator) -> Iterator[dict[str, FileReference]]:
+    """Random weights, in a file."""
     plan = GraphPlan(layout=layout, dtype="float32", lora=Lora(rank=1, alpha=1))
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
         path = Path(file.name)
         expected = graph.weights(plan)
         save_file({name: 0.02 * rng.standard_normal(size, dtype=np.float32) for name, (size, _) in expected.items()}, path)
         sha256 = files.sha256_of(path)
-        yield layout, {name: FileReference(sha256=sha256, tensor=name, path=str(path)) for name in expected}
+        yield {name: FileReference(sha256=sha256, tensor=name, path=str(path)) for name in expected}
 
 
 def _layout(shape: Shape) -> LlamaLayout:
@@ -206,10 +204,13 @@ def _layout(shape: Shape) -> LlamaLayout:
     )  # fmt: skip
 
 
-def _peak(pid: int) -> int:
-    """VmHWM in bytes."""
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
+def _in_use(pid: int, device: str) -> int:
+    """Bytes: a process' VmHWM (0 for none), or what is in use on the GPU."""
+    if device == "CPU":
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines() if pid else ["VmHWM: 0 kB"]
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0")
+    return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout) * MIB
 
 
 # Estimating
@@ -220,31 +221,31 @@ def table(rows: list[Row], declared: Memory) -> str:
     lines = ["| stack | shape | base | held out | estimated | measured | estimated / measured - 1 |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         shape = _shape(row.shape)
-        estimated = memory.estimate(_known_layout(shape), _contract(shape, row.base), declared).total
+        estimated = memory.estimate(_layout(shape), _contract(shape, row.base), declared).total
         cells = [row.stack, row.shape, row.base, "yes" if shape.held_out else ""]
         cells += [format_size(estimated), format_size(row.peak), f"{estimated / row.peak - 1:+.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def fit(rows: list[Row], stack: str) -> Memory:
+def fit(rows: list[Row], stack: str, device: str) -> Memory:
     """Non-negative coefficients that make the sum of squared relative errors least, over shapes that are not held out.
 
     The formula is linear in each of them where the run's own peak counts; `loading` comes from the peaks of opening after that.
     """
     used = [row for row in rows if not _shape(row.shape).held_out]
-
+    grown = [row for row in used if row.running > row.opening or device == "CPU"]  # a GPU's peak of opening stays
     cut = SLICES[stack]
 
     def with_only(**given: Any) -> Memory:
         none = {"process": 0, "loading": 0, "residue": 0, "activations": {}, "work": {}, "logits": 0}
         given["slices"] = None if cut is None else {**cut, **given.pop("slices", {})}
-        return Memory.model_validate({**none, "device": "CPU", "head_apart": HEAD_APART[stack], "source": "benchmarks/memory.py", **given})
+        return Memory.model_validate({**none, "device": device, "head_apart": HEAD_APART[stack], "source": "benchmarks/memory.py", **given})
 
     unknown: list[dict[str, Any]] = [{"process": MIB}, {"residue": 1}, {"logits": 1}, {"adapter": 1}]
     unknown += [{field: dict.fromkeys(parts, 1)} for field, parts in FITTED[stack]]
     columns, wanted = [], []
-    for row in used:
+    for row in grown:
         known = _total(row, with_only())
         columns.append([(_total(row, with_only(**given)) - known) / row.running for given in unknown])
         wanted.append((row.running - known) / row.running)
@@ -261,33 +262,25 @@ def _loading(rows: list[Row], running: Memory) -> float:
     found = []
     for row in rows:
         shape = _shape(row.shape)
-        shares = memory.estimate(_known_layout(shape), _contract(shape, row.base), running)
-        arriving = memory.FLOAT32 * (memory.linear_values(_known_layout(shape)) + memory.other_values(_known_layout(shape)))
-        if row.opening > row.running:
+        shares = memory.estimate(_layout(shape), _contract(shape, row.base), running)
+        arriving = memory.FLOAT32 * (memory.linear_values(_layout(shape)) + memory.other_values(_layout(shape)))
+        if row.opening >= row.running:
             found.append((row.opening - shares.process - shares.weights) / arriving)
     return float(np.median(found)) if found else 0.0
 
 
 def _total(row: Row, declared: Memory) -> int:
     shape = _shape(row.shape)
-    return memory.estimate(_known_layout(shape), _contract(shape, row.base), declared).total
+    return memory.estimate(_layout(shape), _contract(shape, row.base), declared).total
 
 
 def _shape(name: str) -> Shape:
     return next(shape for shape in SHAPES if shape.name == name)
 
 
-def _known_layout(shape: Shape) -> LlamaLayout:
-    if shape.D:
-        return _layout(shape)
-    found = checkpoint.locate(MODEL).layout
-    assert isinstance(found, LlamaLayout)
-    return found
-
-
 def _contract(shape: Shape, base: str) -> FineTuneContract:
     run = {"batch_size": shape.B, "seq_len": shape.T}
-    files_of = {"model": {"hf_repo": MODEL}, "data": {"train_file": "rows.jsonl"}}
+    files_of = {"model": {"hf_repo": "a model"}, "data": {"train_file": "rows.jsonl"}}
     return FineTuneContract.model_validate({**files_of, "adapter": {"rank": shape.R}, "quant": {"base": base}, "exec": run})
 
 
