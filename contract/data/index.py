@@ -110,12 +110,26 @@ class RowIndex:
     def _read(self, offset: int, length: int) -> bytes:
         try:
             with open(self.path, "rb", buffering=0) as file:
-                if _identity(file) != self.source:
+                if files.identity(file.fileno()) != self.source:
                     _changed(self.path)
                 file.seek(offset)
                 return file.read(length)
         except OSError as error:
             _unreadable(self.path, error)
+
+
+def train_file(spec: DataSpec) -> Path:
+    """Where a contract's train file lies; `~` is the home folder.
+
+    Raises:
+        ContractError: it's in the home folder of somebody who is not there.
+    """
+    try:
+        return Path(spec.train_file).expanduser()
+    except RuntimeError as error:
+        raise ContractError(
+            "data.train_file", got=f"{brief(spec.train_file)} ({error})", allowed="a file", remedy="correct the path"
+        ) from None
 
 
 def open_index(path: Path, spec: DataSpec, *, cache: Path | None = None, progress: Progress = lambda done, total: None) -> RowIndex:
@@ -124,7 +138,7 @@ def open_index(path: Path, spec: DataSpec, *, cache: Path | None = None, progres
     A row without a rating passes min_rating; a row without a category does not pass context_filter.
 
     Args:
-        path: the train file; spec.train_file says where a contract's lies.
+        path: the train file, such as `train_file` gives.
         cache: the folder for index files; else "rows" in the user's cache folder.
 
     Raises:
@@ -134,7 +148,7 @@ def open_index(path: Path, spec: DataSpec, *, cache: Path | None = None, progres
     """
     settings = [spec.min_rating, spec.context_filter, spec.skip_bad_rows]
     with _opened(path) as source:
-        identity = _identity(source)
+        identity = files.identity(source.fileno())
         name = hashlib.sha256(json.dumps([str(path.resolve()), settings]).encode()).hexdigest()[:32]
         file = (cache or files.cache_folder() / "rows") / f"{name}.index"
         summary = _kept_summary(file, identity)
@@ -168,12 +182,6 @@ def _changed(path: Path) -> NoReturn:
     raise ContractError(str(path), got=got, allowed="a file that stays as it is during a run", remedy="start again") from None
 
 
-def _identity(file: BinaryIO) -> tuple[int, ...]:
-    status = os.fstat(file.fileno())
-    # The time of change can't be set back as that of modification can.
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def _kept_summary(file: Path, identity: tuple[int, ...]) -> Summary | None:
     """What an earlier pass over the same file found, where its index is whole."""
 
@@ -187,7 +195,7 @@ def _kept_summary(file: Path, identity: tuple[int, ...]) -> Summary | None:
 
 
 def _build(path: Path, source: BinaryIO, writer: sealed.Writer, spec: DataSpec, progress: Progress) -> Summary:
-    survey, identity = _Survey(path, spec), _identity(source)
+    survey, identity = _Survey(path, spec), files.identity(source.fileno())
     size = identity[2]
     for number, (offset, line) in enumerate(_lines(path, source, size), 1):
         row = survey.kept_row(line, number)
@@ -197,7 +205,7 @@ def _build(path: Path, source: BinaryIO, writer: sealed.Writer, spec: DataSpec, 
         if number % 4096 == 0:
             progress(offset + len(line), size)
     progress(size, size)
-    if _identity(source) != identity:
+    if files.identity(source.fileno()) != identity:
         _changed(path)
     summary = survey.summary(identity)
     if not summary.kept:

@@ -16,7 +16,7 @@ _ROUNDS = 10
 """As many as NIST SP 800-38G gives FF1, which ciphers small domains in the same way."""
 
 _FEWEST_BITS = 4
-"""A half of one bit has too few round functions to reach every order of three rows."""
+"""A half has two bits at least: every function of one bit is affine."""
 
 
 class RowOrder(Protocol):
@@ -37,6 +37,9 @@ class Permutation:
     (L, R) -> (R, L ^ F(round, R)), where the halves differ in length by a bit if b is odd, as in FF1. Where it leaves 0, ...,
     count - 1 it is applied again until it comes back (cycle-walking; Black & Rogaway 2002, "Ciphers with arbitrary finite domains"):
     twice on average at most, from eight rows on.
+
+    Such a network is always an even permutation of its 2^b numbers, whatever its rounds, as block ciphers are. So where nearly all of
+    them are rows, nearly all orders have one parity; of three rows each order is met within 3 % of equally often, of four within 9 %.
     """
 
     def __init__(self, count: int, key: philox.Key) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from contract.data import labels
 from contract.data.curriculum import training_order
-from contract.data.index import Progress, RowIndex, open_index
+from contract.data.index import Progress, RowIndex, open_index, train_file
 from contract.data.labels import Labelled
 from contract.data.order import HeldBack, Split
 from contract.data.row import Example, Row
@@ -51,7 +51,7 @@ class TrainRows:
             ContractError: the train file, the tokenizer or the chat template is not sound, or is missing.
             EnvironmentUnfit: the cache folder can't be written.
         """
-        self.index: RowIndex = open_index(Path(contract.data.train_file).expanduser(), contract.data, cache=cache, progress=progress)
+        self.index: RowIndex = open_index(train_file(contract.data), contract.data, cache=cache, progress=progress)
         self.split = Split(self.index.kept, contract.data.validation_split, contract.exec.seed)
         self._contract = contract
         self._template: ChatTemplate | None = None

@@ -69,6 +69,7 @@ def test_a_word_that_equals_the_threshold_is_kept() -> None:
     for word, wanted in zip(philox_4x32_10([8, 0, 9, 0], key), range(4), strict=True):
         assert drawn(samples=[8], positions=[9], probability=word / 2**32)[0, wanted]
         assert not drawn(samples=[8], positions=[9], probability=(word + 1) / 2**32)[0, wanted]
+        assert not drawn(samples=[8], positions=[9], probability=(word + 2**-8) / 2**32)[0, wanted]  # the threshold is rounded up
 
 
 def batches(width: int, packed: bool) -> Batch:

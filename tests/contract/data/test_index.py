@@ -240,7 +240,7 @@ def test_a_file_that_changes_later_is_refused_on_access(reads: Reads, monkeypatc
     reads.write(GOOD)
     found = reads.open()
     reads.path.write_bytes(change)
-    monkeypatch.setattr(index, "_identity", lambda file: found.source)
+    monkeypatch.setattr(index.files, "identity", lambda file: found.source)
     if change.startswith(GOOD):
         monkeypatch.undo()
     with pytest.raises(ContractError, match="was changed after it was checked"):

@@ -175,6 +175,19 @@ def test_rows_of_one_difficulty_change_places_each_epoch(tmp_path: Path) -> None
     assert isinstance(training_order(index, SPEC.model_copy(update={"curriculum": "none"}), Split(40, 0, 1), 1), Shuffled)
 
 
+@pytest.mark.parametrize("share", [0, 0.2])
+def test_each_seed_has_an_order_of_its_own_within_a_difficulty_and_learns_from_its_own_rows(tmp_path: Path, share: float) -> None:
+    """In one cache folder: what was sorted for one seed holds another's validation rows."""
+    index = indexed(tmp_path, [1] * 40)
+    orders = set()
+    for seed in range(4):
+        split = Split(40, share, seed)
+        order = tuple(EasiestFirst(index, split, seed).rows(0, np.arange(split.training)).tolist())
+        assert sorted(order) == sorted(split_rows(split)[0])
+        orders.add(order)
+    assert len(orders) == 4
+
+
 def test_what_was_sorted_is_used_again_and_made_anew_where_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = indexed(tmp_path, [3, 1, 2, None])
     split = Split(4, 0, 7)

@@ -62,6 +62,42 @@ def test_a_system_prompt_is_for_rows_that_have_none(train_file: Path) -> None:
     assert own.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<")
 
 
+def test_an_empty_system_prompt_is_a_system_turn(train_file: Path) -> None:
+    rows = rows_of(train_file, data={"system_prompt": ""})
+    assert rows.rendered(rows.index.row(0)).text.startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n2 + 2?")
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"objective": "last_k"}, {"data": {"template": "tokenizer"}}], ids=["chatml", "last_k", "the model's own template"]
+)
+def test_special_tokens_in_a_row_are_text_unless_asked_for(tmp_path: Path, how: dict[str, Any]) -> None:
+    path, word = tmp_path / "train.jsonl", "<|endoftext|>"
+    path.write_text(json.dumps({"prompt": f"a{word}b", "response": "c"}) + "\n")
+
+    def spelt(asked: bool) -> int:
+        rows = rows_of(path, **how | {"data": how.get("data", {}) | {"parse_special_tokens": asked}})
+        [example] = rows.labelled([0]).examples
+        return rows.tokenizer.decode([index for index in example.ids.tolist() if index < 17]).count(word)  # SmolLM2's special ids
+
+    assert (spelt(False), spelt(True)) == (0, 1)
+
+
+def test_packing_puts_several_rows_into_a_sequence(train_file: Path) -> None:
+    def sequences(packing: bool) -> list[int]:
+        steps = rows_of(train_file, packing=packing, epochs=1).steps().steps()
+        return [len(segments) for step in steps for batch in step.batches for segments in batch.samples]
+
+    assert set(sequences(packing=False)) == {1}
+    assert max(sequences(packing=True)) > 1
+
+
+def test_padding_is_the_end_of_sequence_for_training_and_validation(train_file: Path) -> None:
+    rows = rows_of(train_file, data={"tokenizer_mode": "vox"})
+    for steps in (rows.steps(), rows.validation()):
+        padding = {int(index) for step in steps.steps() for batch in step.batches for index in batch.ids_BT[~batch.attention_BT]}
+        assert padding == {rows.tokenizer.eos_id}
+
+
 def test_the_models_own_template(train_file: Path) -> None:
     rows = rows_of(train_file, data={"template": "tokenizer"})
     assert "helpful AI assistant named SmolLM" in rows.rendered(rows.index.row(0)).text
@@ -96,6 +132,11 @@ def test_hf_without_a_file_is_refused(train_file: Path) -> None:
     contract = FineTuneContract.model_validate({"model": {"hf_repo": "x"}, "data": {"train_file": str(train_file)}})
     with pytest.raises(ContractError, match=r"model\.tokenizer_json: got nothing"):
         TrainRows(contract, cache=train_file.parent / "cache")
+
+
+def test_a_home_folder_of_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"data\.train_file: got '~nobody-of-that-name/x'"):
+        rows_of(Path("~nobody-of-that-name/x"))
 
 
 @pytest.mark.parametrize("packing", [False, True])
