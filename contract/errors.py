@@ -54,6 +54,11 @@ _brief.maxstring = _brief.maxother = _brief.maxlong = 80
 _brief.maxlevel = 2
 
 
+def printable(text: str) -> str:
+    """Text for a terminal, on one line: paths and names come from outside, and may hold line feeds and escape sequences."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def brief(value: object) -> str:
     """A value from outside, for a message: on one line, of bounded length."""
     return " ".join(_brief.repr(value).split())

@@ -86,8 +86,10 @@ def json_of(content: bytes, place: str, *, remedy: str = "write it anew") -> Any
         refuse("half of a surrogate pair")
     except RecursionError:
         refuse("values nested too deep")
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         refuse(f"text that is no JSON ({error})")
+    except ValueError:  # Python's own: it converts 4,300 digits and no more
+        refuse("an integer of thousands of digits")
     return value
 
 
@@ -118,7 +120,10 @@ def validated(model: type[Model], value: Mapping[str, Any], place: str, *, remed
 
 
 def _fault(fault: Any, model: type[BaseModel], place: str, remedy: str) -> ContractError:
-    where = ".".join(part if _PLAIN.fullmatch(part) else brief(part) for part in map(str, fault["loc"]))
+    location = fault["loc"]
+    if location[-1:] == ("[key]",) and fault["type"] != "extra_forbidden":  # pydantic's mark for a mapping's key
+        location = location[:-1]
+    where = ".".join(part if _PLAIN.fullmatch(part) else brief(part) for part in map(str, location))
     spot = f"{place}: {where}" if where else place
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":

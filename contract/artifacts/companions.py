@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-from contract.artifacts.kinds import CONFIG, INDEX, MARKS
+from contract.artifacts.kinds import MARKS
 from contract.artifacts.merge_plan import Plan
+from contract.model.folder import CONFIG
+from contract.model.shards import INDEX
 
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "additional_chat_templates/*.jinja")
 _LEFT = frozenset({CONFIG, INDEX, "manifest.json", *MARKS})

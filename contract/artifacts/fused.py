@@ -75,10 +75,9 @@ def fuse(adapter: Adapter, parts: Sequence[str]) -> Block:
 def _alpha(scale: float, rank: int, *, rslora: bool, where: str) -> float:
     """The alpha that gives this scale at this rank, in float64, to the last bit."""
     divisor = math.sqrt(rank) if rslora else float(rank)
-    nearest = scale * divisor
-    for alpha in (nearest, math.nextafter(nearest, 0.0), math.nextafter(nearest, math.inf)):
-        if alpha / divisor == scale:
-            return alpha
+    alpha = scale * divisor  # a neighbour of this one is further from the product, and its quotient from the scale
+    if alpha / divisor == scale:
+        return alpha
     raise _refused(where, f"scale {scale!r}, which no alpha gives at rank {rank}", "another rank or alpha")
 
 

@@ -6,8 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from contract.errors import ContractError, brief
-
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+from contract.model.folder import CONFIG
+from contract.model.shards import INDEX, WEIGHTS
 
 
 class Kind(StrEnum):
@@ -48,6 +48,8 @@ def what_is(path: Path) -> tuple[Kind, Path]:
             raise ContractError(brief(str(path)), got="no such file or folder", allowed=_ALLOWED, remedy="correct the path")
         found = {kind for name, kind in MARKS.items() if (path / name).is_file()}
         model = (path / CONFIG).is_file() and any((path / name).is_file() for name in (WEIGHTS, INDEX))
+    except ContractError:
+        raise
     except (OSError, ValueError) as error:
         raise ContractError(brief(str(path)), got=str(error), allowed=_ALLOWED, remedy="correct the path, or see to its rights") from None
     if Kind.V3 in found:

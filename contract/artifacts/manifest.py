@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from contract.artifacts.record import Line, Lines, Name, Packages, Record, Sha256, WholeNumber, read_record, write_record
+from contract.artifacts.record import Line, Lines, Name, Packages, Record, Sha256, read_record, write_record
 from contract.errors import ContractError
 from contract.run.digest import digest, parity_digest
-from contract.run.spec import FineTuneContract, Graph, Objective
+from contract.run.spec import FineTuneContract, Graph, Objective, Whole
 
 FILE = "training_manifest.json"
 
@@ -25,7 +25,7 @@ class TrainingManifest(Record):
     """
 
     format: Literal["twostack_training_manifest"] = "twostack_training_manifest"
-    version: Annotated[Literal[1], WholeNumber] = 1
+    version: Annotated[Literal[1], Whole] = 1
     contract: FineTuneContract
     contract_digest: Sha256
     parity_digest: Sha256

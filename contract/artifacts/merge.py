@@ -19,7 +19,7 @@ from contract.artifacts import merge_manifest
 from contract.artifacts.adapter import Adapter
 from contract.artifacts.companions import copy_companions, write_config
 from contract.artifacts.delta import merged_tiles, rows_at_once
-from contract.artifacts.kinds import INDEX, WEIGHTS, Kind
+from contract.artifacts.kinds import Kind
 from contract.artifacts.merge_manifest import MANIFEST, Changed, MergeManifest
 from contract.artifacts.merge_plan import Change, Plan, open_base, plan
 from contract.artifacts.output_folder import output_folder
@@ -28,6 +28,7 @@ from contract.artifacts.safetensors_writer import Entry, HashedFile, header, in_
 from contract.artifacts.tensors import decoded
 from contract.errors import ContractError, EnvironmentUnfit
 from contract.model.headers import Stored
+from contract.model.shards import INDEX, WEIGHTS
 
 SHARD_BYTES = 5 * 10**9
 """Tensors of one file at most, where no single one is larger; as transformers has it."""

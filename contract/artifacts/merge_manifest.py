@@ -1,5 +1,8 @@
-"""merge_manifest.json: what a merged model was made of. It holds no path, no time and no version, so that the same merge gives the
-same bytes wherever it is done, and however the base is sharded."""
+"""merge_manifest.json: what a merged model was made of.
+
+Beside what the adapter says of itself it holds no path, no time and no program's version, so that the same merge gives the same bytes
+wherever it is done, and however the base is sharded.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from pydantic import Field
 
 from contract.artifacts.adapter import Adapter, Quant
 from contract.artifacts.adapter_fields import Key, Logical
-from contract.artifacts.record import Line, Lines, Record, Sha256, WholeNumber, read_record
+from contract.artifacts.record import Line, Lines, Record, Sha256, read_record
 from contract.artifacts.safetensors_writer import little_endian
-from contract.run.spec import Graph, Method
+from contract.model.keymap import GPT2_PREFIX
+from contract.run.spec import Graph, Method, Whole
 
 MANIFEST = "merge_manifest.json"
 
@@ -52,7 +56,7 @@ class MergeManifest(Record):
     """
 
     format: Literal["twostack_merge"] = "twostack_merge"
-    version: Annotated[Literal[1], WholeNumber] = 1
+    version: Annotated[Literal[1], Whole] = 1
     base_policy: Literal["original_weights"] = "original_weights"
     base_sha256: Sha256
     adapter: MergedAdapter
@@ -86,11 +90,15 @@ def described(adapter: Adapter) -> MergedAdapter:
 
 
 def content_sha256(adapter: Adapter) -> str:
-    """SHA-256 of what an adapter adds, whatever format it lies in: for each linear by its key, offset, scale and matrices."""
+    """SHA-256 of what an adapter adds: for each linear by its key (GPT-2's without the prefix), offset, scale and matrices.
+
+    So it's the same whatever format the adapter lies in; but PEFT's fused c_attn is another adapter than its parts.
+    """
     found = hashlib.sha256()
-    for logical in sorted(adapter.matrices, key=lambda name: (adapter.places[name].key, adapter.places[name].offset or 0, name)):
+    keys = {logical: place.key.removeprefix(GPT2_PREFIX) for logical, place in adapter.places.items()}
+    for logical in sorted(adapter.matrices, key=lambda name: (keys[name], adapter.places[name].offset or 0, name)):
         place, (a, b) = adapter.places[logical], adapter.matrices[logical]
-        found.update(f"{place.key} {place.offset or 0} {adapter.scale(logical).hex()} {a.shape} {b.shape}\n".encode())
+        found.update(f"{keys[logical]} {place.offset or 0} {adapter.scale(logical).hex()} {a.shape} {b.shape}\n".encode())
         found.update(little_endian(a))
         found.update(little_endian(b))
     return found.hexdigest()

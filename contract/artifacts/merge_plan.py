@@ -17,10 +17,10 @@ from contract.errors import ContractError, brief
 from contract.model import layout, shards
 from contract.model.folder import CONFIG
 from contract.model.headers import Stored
+from contract.model.keymap import GPT2_PREFIX
 from contract.model.layout import Layout
 from contract.reading import json_file
 
-_PREFIX = "transformer."
 _REMEDY = "merge onto the base that the adapter was trained on"
 
 
@@ -133,7 +133,7 @@ def _as_stored(key: str, base: Base) -> str:
     """GPT-2's keys come with and without the prefix `transformer.`, and mean the same."""
     if base.layout.model_type != "gpt2" or key in base.stored or key == HEAD_KEY:
         return key
-    other = key.removeprefix(_PREFIX) if key.startswith(_PREFIX) else _PREFIX + key
+    other = key.removeprefix(GPT2_PREFIX) if key.startswith(GPT2_PREFIX) else GPT2_PREFIX + key
     return other if other in base.stored else key
 
 

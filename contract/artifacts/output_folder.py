@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def output_folder(target: Path, *, force: bool, replaces: tuple[Kind, ...], sour
         if isinstance(error, ContractError):
             raise
         raise ContractError(repr(str(target)), got=str(error), allowed="a path", remedy="give another one") from None
-    with whole_folder.building(target) as temporary:
+    with _told_where(target), whole_folder.building(target) as temporary:
         built = temporary / "built"
         built.mkdir()
         yield built
@@ -47,6 +48,17 @@ def output_folder(target: Path, *, force: bool, replaces: tuple[Kind, ...], sour
         _to_disk(target.parent)
 
 
+@contextmanager
+def _told_where(target: Path) -> Iterator[None]:
+    """A full disk tells of no file: it's the target's."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(target)
+        raise
+
+
 def require_free(target: Path, *, force: bool, replaces: tuple[Kind, ...], sources: tuple[Path, ...]) -> None:
     """Refuses a target that may not be written, before any work is done."""
     for source in sources:
@@ -59,12 +71,13 @@ def require_free(target: Path, *, force: bool, replaces: tuple[Kind, ...], sourc
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     kinds = " or ".join(replaces)
-    if not force:
-        raise ContractError(str(target), got="something that is there", allowed="a folder that is new or empty", remedy="give one")
     try:
         kind = what_is(target)[0] if target.is_dir() else None
     except ContractError:
         kind = None
+    if not force:
+        remedy = "give one" + (", or --force to replace this" if kind in replaces else "")
+        raise ContractError(str(target), got=kind or "something that is there", allowed="a folder that is new or empty", remedy=remedy)
     if kind not in replaces:
         raise ContractError(str(target), got=kind or "something else", allowed=f"with --force {kinds}", remedy="give another folder")
 

@@ -74,9 +74,16 @@ def _modules(path: Path, names: Iterable[str]) -> list[str]:
         match = _NAME.fullmatch(name)
         if not match:
             allowed = "base_model.model.{module}.lora_A.weight and .lora_B.weight"
-            raise ContractError(f"{path}: {brief(name)}", got="another tensor", allowed=allowed, remedy=_REMEDY)
+            raise ContractError(f"{path}: {brief(name)}", got="another tensor", allowed=allowed, remedy=_remedy_for(name))
         modules.add(match[1])
     return sorted(modules)
+
+
+def _remedy_for(name: str) -> str:
+    """PEFT saves the base's own embedding and head along where one of them has LoRA, unless it's told not to."""
+    if re.fullmatch(r"base_model\.model\.(\w+\.)*(lm_head|embed_tokens|wte)\.(base_layer\.)?weight", name):
+        return "save it again with PEFT's save_pretrained(..., save_embedding_layers=False)"
+    return _REMEDY
 
 
 def write(folder: Path, adapter: Adapter) -> tuple[str, ...]:

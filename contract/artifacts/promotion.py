@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from contract.artifacts.record import Line, Name, Packages, Record, Sha256, WholeNumber, read_record, write_record
+from contract.artifacts.record import Line, Name, Packages, Record, Sha256, read_record, write_record
 from contract.errors import ContractError
-from contract.run.spec import Base, Graph, Objective
+from contract.run.spec import Base, Graph, Objective, Whole
 
 FORMAT = "twostack_promotion"
 
@@ -43,7 +43,7 @@ class PromotionRecord(Record):
     """One decision, with the reasons that it rests on."""
 
     format: Literal["twostack_promotion"] = "twostack_promotion"
-    version: Annotated[Literal[1], WholeNumber] = 1
+    version: Annotated[Literal[1], Whole] = 1
     binding: Binding
     decision: Decision
     reasons: Annotated[tuple[Line, ...], Field(strict=False, min_length=1, max_length=4096)]

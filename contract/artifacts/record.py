@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from contract.reading import json_file, validated
 from contract.worker.files import replacing
@@ -21,16 +21,6 @@ Lines = Annotated[tuple[Line, ...], Field(strict=False, max_length=4096)]
 Packages = Annotated[dict[Name, Line], Field(min_length=1, max_length=256)]
 """Distribution -> version."""
 
-
-def _whole(value: object) -> object:
-    """A Literal takes true and 1.0 for 1, since they are equal."""
-    if type(value) is not int:
-        raise ValueError("a whole number")
-    return value
-
-
-WholeNumber = BeforeValidator(_whole)
-"""For versions: Annotated[Literal[1], WholeNumber]."""
 
 Read = TypeVar("Read", bound=BaseModel)
 

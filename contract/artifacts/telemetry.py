@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from contract.artifacts.record import Record, WholeNumber
+from contract.artifacts.record import Record
 from contract.errors import ContractError
 from contract.reading import json_of, validated
+from contract.run.spec import Whole
 from contract.worker.files import replacing
 
 FILE = "telemetry.jsonl"
@@ -44,7 +45,7 @@ class TelemetryRow(Record):
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
-    schema_version: Annotated[Literal[1], WholeNumber] = 1
+    schema_version: Annotated[Literal[1], Whole] = 1
     step: Annotated[int, Field(ge=1, le=2**63 - 1)]
     loss: Number
     lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]

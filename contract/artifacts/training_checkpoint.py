@@ -21,11 +21,11 @@ from contract.artifacts.adapter import Adapter, Quant
 from contract.artifacts.adapter_fields import AdapterFields, Key, adapter_from, fields_of, require_names, tensors_of
 from contract.artifacts.kinds import Kind
 from contract.artifacts.output_folder import output_folder
-from contract.artifacts.record import Line, Name, Packages, Record, Sha256, WholeNumber, read_record, write_record
+from contract.artifacts.record import Line, Name, Packages, Record, Sha256, read_record, write_record
 from contract.artifacts.safetensors_writer import write_matrices
 from contract.artifacts.tensors import read_matrices
 from contract.errors import ContractError
-from contract.run.spec import Method
+from contract.run.spec import Method, Whole
 from contract.worker.files import sha256_of
 
 STATE, TENSORS = "training_checkpoint.json", "training_checkpoint.safetensors"
@@ -56,10 +56,10 @@ class State(Record):
     """training_checkpoint.json."""
 
     format: Literal["twostack_training_checkpoint"] = "twostack_training_checkpoint"
-    version: Annotated[Literal[1], WholeNumber] = 1
+    version: Annotated[Literal[1], Whole] = 1
     stack: Name
     packages: Packages
-    contract_digest: Sha256
+    contract_digest: Sha256 = Field(description="of the run, whether it was resumed or not (contract/run/digest.py, run_digest)")
     base_sha256: Sha256 = Field(description="of the base model's weights (contract/artifacts/promotion.py, base_sha256)")
     progress: Progress
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -120,6 +120,15 @@ def write(folder: Path, checkpoint: TrainingCheckpoint, *, force: bool = False) 
         write_record(built / STATE, state)
 
 
+def read_state(folder: Path) -> State:
+    """What a checkpoint says of itself, without its tensors.
+
+    Raises:
+        ContractError, ContractErrors: there is none, or another format or version, or an unknown, missing or wrong field.
+    """
+    return read_record(State, folder / STATE, remedy=_REMEDY)
+
+
 def read(folder: Path) -> TrainingCheckpoint:
     """Reads a checkpoint.
 
@@ -129,7 +138,7 @@ def read(folder: Path) -> TrainingCheckpoint:
             finite.
     """
     path, tensors = folder / STATE, folder / TENSORS
-    state = read_record(State, path, remedy=_REMEDY)
+    state = read_state(folder)
     matrices = read_matrices(tensors)
     if (digest := sha256_of(tensors)) != state.tensors_sha256:
         raise ContractError(str(tensors), got=f"SHA-256 {digest}", allowed=f"{state.tensors_sha256}, as {STATE} has it", remedy=_REMEDY)

@@ -17,9 +17,9 @@ from contract.artifacts.adapter_fields import (
     unknown,
     write_fields,
 )
-from contract.artifacts.record import Line, WholeNumber, read_record
+from contract.artifacts.record import Line, read_record
 from contract.artifacts.safetensors_writer import write_matrices
-from contract.run.spec import Method
+from contract.run.spec import Method, Whole
 
 META = "candle_qlora_adapter_meta.json"
 _REMEDY = "give a v2 adapter's folder, or write the adapter again"
@@ -29,7 +29,7 @@ class Meta(AdapterFields):
     """candle_qlora_adapter_meta.json. Without adapter_method it's qlora, as the format's name says."""
 
     format: Literal["vox_mens_qlora_lora_only_v2"]
-    version: Annotated[Literal[2], WholeNumber]
+    version: Annotated[Literal[2], Whole]
     embed_key: Key
     base_model: Line | None
     adapter_method: Method = "qlora"

@@ -21,10 +21,10 @@ from contract.artifacts.adapter_fields import (
     tensors_of,
     write_fields,
 )
-from contract.artifacts.record import Line, WholeNumber, read_record
+from contract.artifacts.record import Line, read_record
 from contract.artifacts.safetensors_writer import write_matrices
 from contract.errors import ContractError, brief
-from contract.run.spec import Method
+from contract.run.spec import Method, Whole
 
 MANIFEST = "populi_adapter_manifest_v3.json"
 _REMEDY = "give a v3 adapter's folder, or write the adapter again"
@@ -34,7 +34,7 @@ class Manifest(AdapterFields):
     """populi_adapter_manifest_v3.json; `quant` is null where it is not known how the base was held."""
 
     format: Literal["vox_mens_adapter"]
-    version: Annotated[Literal[3], WholeNumber]
+    version: Annotated[Literal[3], Whole]
     adapter_method: Method
     quant: Quant | None
     embed_key: Key | None = None

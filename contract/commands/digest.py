@@ -22,15 +22,17 @@ def digest(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field, as adapter.rank=8; repeatable.")
     ] = None,
     inputs: Annotated[bool, typer.Option("--inputs", help="SHA-256 of the model's and the data's files, too.")] = False,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="As --set data.skip_bad_rows=true.")] = False,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Prints what identifies a run: its digest, its parity digest, the hashes of its inputs."""
     from json import dumps
 
+    from contract.errors import printable
     from contract.run.digest import digest, parity_digest
-    from contract.run.source import read_contract
+    from contract.run.source import read_contract, settings
 
-    read = read_contract(contract, preset=preset, overrides=overrides or ())
+    read = read_contract(contract, preset=preset, overrides=settings(overrides, skip_bad_rows=skip_bad_rows))
     shown: dict[str, Any] = {"digest": digest(read), "parity_digest": parity_digest(read)}
     if inputs:
         shown["inputs"] = _inputs(read)
@@ -40,16 +42,17 @@ def digest(
     lines = {"digest": shown["digest"], "parity digest": shown["parity_digest"]} | shown.get("inputs", {})
     width = max(map(len, lines))
     for name, value in lines.items():
-        typer.echo(f"{name:{width}}  {value}")
+        typer.echo(f"{printable(name):{width}}  {value}")
 
 
 def _inputs(contract: FineTuneContract) -> dict[str, str]:
     from contract.commands.progress import progress_bars
+    from contract.errors import printable
     from contract.run.content import inputs_of, sha256_of_inputs
 
     found = inputs_of(contract)
     with progress_bars() as progress:
         hashes = sha256_of_inputs(found.files, progress=progress)
     for fault in found.faults:
-        typer.echo(f"finetune: not hashed: {fault}", err=True)
+        typer.echo(f"finetune: not hashed: {printable(str(fault))}", err=True)
     return hashes

@@ -19,11 +19,12 @@ def merge_qlora(
     """Merges an adapter into its base: the same bytes each time, float32 where it changes a weight."""
     from contract.artifacts.convert import read_source
     from contract.artifacts.kinds import ADAPTERS, Kind, what_is
-    from contract.commands.merge_report import merge_and_tell
+    from contract.commands.merge_report import command_line, merge_and_tell
     from contract.errors import ContractError
 
     kind, _ = what_is(adapter)
     if kind not in ADAPTERS:
-        remedy = f"run: finetune merge-weights {adapter} {base} {output}" if kind == Kind.TRAINING_CHECKPOINT else "give an adapter"
+        other = command_line("merge-weights", adapter, base, output, force=force)
+        remedy = f"run: {other}" if kind == Kind.TRAINING_CHECKPOINT else "give an adapter"
         raise ContractError(str(adapter), got=kind, allowed=", ".join(ADAPTERS), remedy=remedy)
     merge_and_tell(read_source(adapter), base, output, force=force)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,13 @@ from contract.commands.progress import progress_bars
 if TYPE_CHECKING:
     from contract.artifacts.convert import Source
     from contract.artifacts.merge import Merged
+
+
+def command_line(command: str, source: Path, base: str, output: Path, *, force: bool) -> str:
+    """A merge command as a shell takes it, whatever the paths have in them."""
+    operands = [str(source), base, str(output)]
+    options = (["--force"] if force else []) + (["--"] if any(operand.startswith("-") for operand in operands) else [])
+    return shlex.join(["finetune", command, *options, *operands])
 
 
 def merge_and_tell(source: Source, base: str, output: Path, *, force: bool) -> None:

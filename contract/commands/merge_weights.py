@@ -17,11 +17,12 @@ def merge_weights(
     """Merges a training checkpoint's adapter into its base: the same bytes as merge-qlora gives for the same adapter."""
     from contract.artifacts.convert import read_source
     from contract.artifacts.kinds import ADAPTERS, Kind, what_is
-    from contract.commands.merge_report import merge_and_tell
+    from contract.commands.merge_report import command_line, merge_and_tell
     from contract.errors import ContractError
 
     kind, _ = what_is(checkpoint)
     if kind != Kind.TRAINING_CHECKPOINT:
-        remedy = f"run: finetune merge-qlora {checkpoint} {base} {output}" if kind in ADAPTERS else "give a training checkpoint"
+        other = command_line("merge-qlora", checkpoint, base, output, force=force)
+        remedy = f"run: {other}" if kind in ADAPTERS else "give a training checkpoint"
         raise ContractError(str(checkpoint), got=kind, allowed=Kind.TRAINING_CHECKPOINT, remedy=remedy)
     merge_and_tell(read_source(checkpoint), base, output, force=force)

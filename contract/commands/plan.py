@@ -24,6 +24,7 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field, as adapter.rank=8; repeatable.")
     ] = None,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="As --set data.skip_bad_rows=true.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, of a plan and of refusals.")] = False,
     device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="What the device has (16GiB), if not as found.")] = None,
 ) -> None:
@@ -32,13 +33,13 @@ def plan(
     from contract.run.device_memory import parse_size
     from contract.run.planner import Refused
     from contract.run.planner import plan as planned
-    from contract.run.source import read_contract
+    from contract.run.source import read_contract, settings
     from contract.run.survey import Options, refusals_of
     from contract.worker.discover import discover
 
     size = None if device_memory is None else parse_size(device_memory)
     try:
-        read = read_contract(contract, preset=preset, overrides=overrides or ())
+        read = read_contract(contract, preset=preset, overrides=settings(overrides, skip_bad_rows=skip_bad_rows))
     except (ContractError, ContractErrors) as error:
         answer: ExecutionPlan | Refused = Refused(refusals=refusals_of("contract", error))
     else:

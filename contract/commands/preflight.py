@@ -24,17 +24,18 @@ def preflight(
     ] = None,
     scan: Annotated[bool, typer.Option("--scan", help="Read every weight, for NaN and infinity.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Make every row into ids and labels, and count them.")] = False,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="As --set data.skip_bad_rows=true.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, of what the files hold and of refusals.")] = False,
 ) -> None:
     """Checks the files of a run: model, tokenizer, rows; nothing is trained. Exit 2 where one is refused."""
     from contract.commands.plan import bars_where_it_takes_long, refusal_text
     from contract.errors import ContractError, ContractErrors
     from contract.run.preflight import preflight as checked
-    from contract.run.source import read_contract
+    from contract.run.source import read_contract, settings
     from contract.run.survey import Options, refusals_of
 
     try:
-        read = read_contract(contract, preset=preset, overrides=overrides or ())
+        read = read_contract(contract, preset=preset, overrides=settings(overrides, skip_bad_rows=skip_bad_rows))
     except (ContractError, ContractErrors) as error:
         answer: FileReport | tuple[Refusal, ...] = refusals_of("contract", error)
     else:

@@ -53,12 +53,13 @@ class Writer:
 
 @contextmanager
 def writing(file: Path) -> Iterator[Writer]:
-    """A writer to a file that takes its place whole, or not at all.
+    """A writer to a file that takes its place whole, or not at all; what earlier ones that were killed left of it goes.
 
     Raises:
         EnvironmentUnfit: it can't be written.
     """
     try:
+        files.sweep(file)
         with files.replacing(file) as out:
             yield Writer(out)
     except OSError as error:

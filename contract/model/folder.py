@@ -32,7 +32,8 @@ def locate(name_or_folder: str, *, place: str = "model") -> Path:
         if zoo.is_hub_id(name_or_folder) and not name_or_folder.startswith((".", "/", "~")):
             return _fetched(name_or_folder, place)
     except (OSError, RuntimeError) as error:  # expanduser: no such user
-        raise ContractError(place, got=f"{brief(name_or_folder)} ({error})", allowed="a folder", remedy="give another one") from None
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)  # an OSError's text has the whole name in it
+        raise ContractError(place, got=f"{brief(name_or_folder)} ({why})", allowed="a folder", remedy="give another one") from None
     raise ContractError(
         place,
         got=f"{brief(name_or_folder)}, which is no model and no folder",

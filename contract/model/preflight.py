@@ -110,7 +110,7 @@ def _file(field: str, named: str | None, usual: Path | None, faults: list[Contra
             return None
         if path.is_file():
             return path
-        got = f"{path}, which is {'a folder' if path.is_dir() else 'not there'}"
+        got = f"{path}, which is {'a folder' if path.is_dir() else 'no file' if path.exists() else 'not there'}"
     except (OSError, RuntimeError, ValueError) as error:  # a name that no file can have, a user who is not there
         got = f"{brief(named)} ({error})"
     faults.append(ContractError(field, got=got, allowed="a file", remedy="correct the path"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -56,7 +57,7 @@ def settle(built: Path, target: Path, *, aside: Path | None = None) -> bool:
 
 def sweep(target: Path) -> None:
     """Removes temporary folders of `target` whose process is gone."""
-    for folder in target.parent.glob(f"{_prefix(target)}*{_SUFFIX}"):
+    for folder in target.parent.glob(f"{glob.escape(_prefix(target))}*{_SUFFIX}"):
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:

@@ -18,6 +18,7 @@ UNORDERED: tuple[tuple[str, str], ...] = (("model", "weight_shards"), ("adapter"
 
 NOT_FOR_PARITY: tuple[tuple[str, ...], ...] = (
     ("lane",),
+    ("stack",),
     ("exec", "device"),
     ("exec", "seed"),
     ("model", "hf_repo"),
@@ -28,7 +29,8 @@ NOT_FOR_PARITY: tuple[tuple[str, ...], ...] = (
     ("exec", "resume_from"),
 )
 """What may differ between a run that was gated and the run that this permits. `hf_repo` is among the paths: it may be a folder, one
-model has several names, and which bytes were meant is said by the content hashes beside the digest (contract/run/content.py)."""
+model has several names, and which bytes were meant is said by the content hashes beside the digest (contract/run/content.py). `stack`
+goes with the lane: the run that names none in research must name its stack in production, and is the same run."""
 
 EXACT = 2**53 - 1
 """The largest integer that RFC 8785 writes as a number; a larger one is written as a string (its appendix D)."""
@@ -37,6 +39,11 @@ EXACT = 2**53 - 1
 def digest(contract: FineTuneContract) -> str:
     """64 hexadecimal digits; every field counts."""
     return _sha256(canonical_contract(contract))
+
+
+def run_digest(contract: FineTuneContract) -> str:
+    """The digest of the contract as it was when the run began, without exec.resume_from: what a checkpoint is bound to."""
+    return digest(contract.model_copy(update={"exec": contract.exec.model_copy(update={"resume_from": None})}))
 
 
 def parity_digest(contract: FineTuneContract) -> str:

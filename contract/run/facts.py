@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from contract.errors import printable
 from contract.model.layout import Layout
 from contract.model.preflight import Inspected, ProxyStack
 from contract.run.device_memory import DeviceMemory
@@ -19,13 +20,8 @@ from contract.run.promotion import Promotion
 from contract.run.spec import FineTuneContract
 from contract.worker.capabilities import Capabilities, Training
 
-
-def _printable(text: str) -> str:
-    """Paths and names come from outside, and may hold line feeds and a terminal's escape sequences."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-Words = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+# Before, since a path that is no UTF-8 is no text to pydantic.
+Words = Annotated[str, BeforeValidator(printable), Field(min_length=1)]
 
 
 class Refusal(BaseModel):
@@ -63,7 +59,7 @@ class Facts:
         inferred: the stacks that lane, method and base lead to.
         has_tokenizer: whether there is a tokenizer.json.
         has_template: whether a chat template lies beside it; None where none is asked for.
-        resume_found: whether exec.resume_from is a folder; None where it is not set.
+        resumed: the digest of the run that the checkpoint at exec.resume_from is of; None where none is set, or it can't be read.
         inspected: the model's layout and headers.
         promotion: of the chosen stack, where it is a research stack.
         steps: optimiser steps of the whole run.
@@ -74,7 +70,7 @@ class Facts:
     missing: Mapping[str, tuple[str, ...]]
     inferred: tuple[str, ...]
     has_tokenizer: bool | None = None
-    resume_found: bool | None = None
+    resumed: str | None = None
     has_template: bool | None = None
     inspected: Inspected | None = None
     promotion: Promotion | None = None

@@ -31,7 +31,7 @@ def faults_of(
     names = dict(_fields(model))
     for fault in error.errors(include_url=False, include_context=False)[:MAX_FAULTS]:
         location: Location = fault["loc"]
-        if location[-1:] == ("[key]",):  # pydantic's mark for a mapping's key
+        if location[-1:] == ("[key]",) and fault["type"] != "extra_forbidden":  # pydantic's mark for a mapping's key
             location = location[:-1]
         layer = next((origins[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origins), None)
         place = layer.place(location) if layer is not None else spot(source, location)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from contract.run.digest import canonical_json
 from contract.run.layer import section_of
-from contract.run.spec import FineTuneContract
+from contract.run.spec import ONE_LINE, FineTuneContract
 
 BEGIN, END = "<!-- fields: generated -->", "<!-- end of fields -->"
 
@@ -74,9 +74,11 @@ def allowed(schema: dict[str, Any]) -> str:
         [(pattern, inner)] = schema["patternProperties"].items()
         return f"mapping of names that match {pattern} to {allowed(inner)}"
     if kind == "string":
-        if "pattern" in schema:
+        one_line = schema.get("pattern") == ONE_LINE
+        if "pattern" in schema and not one_line:
             return f"text that matches {schema['pattern']}"
-        return f"text of {schema.get('minLength', 0):,} to {schema['maxLength']:,} characters" if "maxLength" in schema else "text"
+        kind = "a line" if one_line else "text"
+        return f"{kind} of {schema.get('minLength', 0):,} to {schema['maxLength']:,} characters" if "maxLength" in schema else kind
     return {"null": "null", "boolean": "true | false"}.get(kind) or _range(kind, schema)
 
 

@@ -97,6 +97,11 @@ def file_layer(path: Path) -> Layer:
     return layer_of(source, *read(text, source))
 
 
+def settings(overrides: Sequence[str] | None, *, skip_bad_rows: bool) -> tuple[str, ...]:
+    """The KEY=VALUE of a command's flags."""
+    return (*(overrides or ()), *(["data.skip_bad_rows=true"] if skip_bad_rows else []))
+
+
 def override_layer(text: str) -> Layer:
     """The field of a flag.
 

@@ -1,6 +1,6 @@
 """What a fine-tune run is.
 
-Fields are checked one by one here; what goes together with what is a gate's business (contract/run/gates.py), so that all that is
+Fields are checked one by one here; what goes together with what is a gate's business (contract/run/gates), so that all that is
 wrong with a run is said at once. Each description is what `finetune init` writes beside the field and what the JSON Schema says.
 """
 
@@ -22,10 +22,10 @@ Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 _MANY = 2**31 - 1
 
 
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("text without NUL")
-    return text
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("names that each come once")
+    return names
 
 
 def _whole_number(value: object) -> object:
@@ -35,7 +35,10 @@ def _whole_number(value: object) -> object:
 
 
 Whole = BeforeValidator(_whole_number)
-Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_no_nul)]
+"""Beside a Literal of numbers."""
+
+ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
+Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=ONE_LINE)]
 Count = Annotated[int, Field(ge=1, le=_MANY)]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,128}$")]
 
@@ -48,7 +51,7 @@ class ModelSpec(_Spec):
     """The base model: a name or folder, or its files one by one; a file that is named takes the place of the folder's own."""
 
     hf_repo: Text | None = Field(default=None, description="a known model's name, a hub id (OWNER/NAME), or a folder")
-    weight_shards: Annotated[tuple[Text, ...], Field(strict=False, max_length=4096)] = Field(
+    weight_shards: Annotated[tuple[Text, ...], Field(strict=False, max_length=4096), AfterValidator(_each_once)] = Field(
         default=(), description="safetensors files; their order means nothing"
     )
     config_json: Text | None = Field(default=None, description="the model's config.json")
@@ -80,7 +83,7 @@ class AdapterSpec(_Spec):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="probability that an input of A is zeroed")
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
     targets: Literal["full_graph", "lm_head_proxy"] = Field(default="full_graph", description="lm_head_proxy: the proxy graph's linears")
-    target_modules: Annotated[tuple[Module, ...], Field(strict=False, max_length=4096)] = Field(
+    target_modules: Annotated[tuple[Module, ...], Field(strict=False, max_length=4096), AfterValidator(_each_once)] = Field(
         default=(), description="linears that get LoRA, such as q_proj; none named: all of a block"
     )
     rank_pattern: dict[Module, Annotated[int, Field(ge=1, le=65536)]] = Field(
@@ -115,7 +118,7 @@ class ExecSpec(_Spec):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(default=42, description="of the adapter, the order of rows and dropout")
     resume_from: Text | None = Field(default=None, description="a training checkpoint's folder")
     max_vram_fraction: float = Field(default=0.9, gt=0, le=1, description="share of the device's memory that the run may take")
-    adapter_tag: Text | None = Field(default=None, description="a name that goes into the artifacts")
+    adapter_tag: Text | None = Field(default=None, description="a name of one line that goes into the artifacts")
     require_full_proxy_stack: bool = Field(default=False, description="proxy graph: refuse a checkpoint that lacks a middle key")
     max_skip_rate: float = Field(default=0.05, ge=0, le=1, description="share of rows without a supervised token that ends the run")
     lm_head_only: bool = Field(default=False, description="proxy graph: no middle blocks")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from contract.data.index import RowIndex, open_index
+from contract.data.index import RowIndex, open_index, train_file
 from contract.data.order import Split
 from contract.errors import ContractError, ContractErrors, UserError, brief
 from contract.model import preflight
@@ -76,7 +76,7 @@ def survey(contract: FineTuneContract, stacks: Mapping[str, StackInfo], options:
         inferred=inferred(contract, capabilities),
         has_tokenizer=_has_tokenizer(contract, files),
         has_template=_attempt("model", lambda: _has_template(contract, files), faults),
-        resume_found=None if contract.exec.resume_from is None else _is_folder(contract.exec.resume_from),
+        resumed=_attempt("resume_from", lambda: _resumed(contract), faults),
         inspected=inspected,
         rows=rows,
         steps=steps,
@@ -129,12 +129,7 @@ def _attempt(gate: str, read: Callable[[], Read], faults: list[Refusal]) -> Read
 
 
 def _index(contract: FineTuneContract, options: Options) -> RowIndex:
-    name = contract.data.train_file
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as error:
-        raise ContractError("data.train_file", got=f"{brief(name)} ({error})", allowed="a file", remedy="correct the path") from None
-    return open_index(path, contract.data, cache=options.cache, progress=options.progress)
+    return open_index(train_file(contract.data), contract.data, cache=options.cache, progress=options.progress)
 
 
 def _rows(contract: FineTuneContract, index: RowIndex) -> Rows:
@@ -157,11 +152,17 @@ def _has_template(contract: FineTuneContract, files: ModelFiles | None) -> bool 
     return read_tokenizer_config(files.tokenizer_json).template is not None
 
 
-def _is_folder(path: str) -> bool:
+def _resumed(contract: FineTuneContract) -> str | None:
+    name = contract.exec.resume_from
+    if name is None:
+        return None
+    from contract.artifacts.training_checkpoint import read_state
+
     try:
-        return Path(path).expanduser().is_dir()
-    except (OSError, RuntimeError):  # a name that no file can have, a user who is not there
-        return False
+        folder = Path(name).expanduser()
+    except RuntimeError as error:  # the home folder of somebody who is not there
+        raise ContractError("exec.resume_from", got=f"{brief(name)} ({error})", allowed="a folder", remedy="correct the path") from None
+    return read_state(folder).contract_digest
 
 
 def _promotion(facts: Facts, files: ModelFiles | None, folder: Path) -> Promotion | None:

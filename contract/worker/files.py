@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,27 +57,54 @@ def cache_folder() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes `path`'s place whole, or not at all: temporary, fsync, rename."""
-    path = path.resolve()  # a link keeps pointing where it did
+    """A file that takes `path`'s place whole, or not at all: temporary, fsync, rename.
+
+    Raises:
+        OSError: it can't be written, or is a link that leads back to itself.
+    """
+    try:
+        path = path.resolve()  # a link keeps pointing where it did
+    except RuntimeError:  # how Python 3.11 tells of a loop
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
+        with _locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def identity(path: Path) -> tuple[int, ...]:
-    """What stays as it is as long as a file is the same and nothing writes to it.
+def _locked(temporary: Path) -> BinaryIO:
+    """A new file with a lock that says that its process lives: the system frees it even after a SIGKILL."""
+    while True:
+        # Its name can be guessed: a link that somebody put there must not lead out of the folder.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks: nothing is swept there
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if temporary.exists():
+            return os.fdopen(descriptor, "wb")
+        os.close(descriptor)  # swept between the two calls
+
+
+def sweep(path: Path) -> None:
+    """Removes what processes that were killed left of `replacing(path)`."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError), open(temporary, "rb+") as file:  # OSError: in use, or not ours
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+
+
+def identity(file: Path | int) -> tuple[int, ...]:
+    """What stays as it is as long as a file, by path or descriptor, is the same and nothing writes to it.
 
     Raises:
         OSError: it is not there, or not for us to see.
     """
-    status = path.stat()
+    status = os.stat(file)
     # The time of change can't be set back as that of modification can.
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

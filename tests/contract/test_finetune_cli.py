@@ -17,9 +17,9 @@ from contract.model import zoo
 OPTIONS = {
     "fetch": ["MODEL", "--folder", "--revision", "--verify", "--force"],
     "init": ["PATH", "--preset", "--set", "--force"],
-    "plan": ["CONTRACT", "--preset", "--set", "--json", "--device-memory"],
-    "preflight": ["CONTRACT", "--preset", "--set", "--scan", "--labels", "--json"],
-    "digest": ["CONTRACT", "--preset", "--set", "--inputs", "--json"],
+    "plan": ["CONTRACT", "--preset", "--set", "--skip-bad-rows", "--json", "--device-memory"],
+    "preflight": ["CONTRACT", "--preset", "--set", "--scan", "--labels", "--skip-bad-rows", "--json"],
+    "digest": ["CONTRACT", "--preset", "--set", "--inputs", "--skip-bad-rows", "--json"],
     "merge-qlora": ["ADAPTER", "BASE", "OUTPUT", "--force"],
     "merge-weights": ["CHECKPOINT", "BASE", "OUTPUT", "--force"],
     "convert": ["SOURCE", "TARGET", "--to", "--base", "--force"],

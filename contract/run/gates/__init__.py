@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from contract.run.facts import Facts, Refusal
-from contract.run.gates import choice, device, method, mobile_edge, model, proxy, text
+from contract.run.gates import choice, device, method, mobile_edge, model, proxy, schedule, text
 
 Gate = Callable[[Facts], Refusal | None]
 
-GATES: tuple[Gate, ...] = (*choice.GATES, *method.GATES, *proxy.GATES, *model.GATES, *text.GATES, *mobile_edge.GATES, *device.GATES)
-"""Every gate, in the order in which refusals are shown."""
-
 FILE_GATES: tuple[Gate, ...] = (*proxy.GATES, *model.GATES, *text.GATES)
 """Those that judge the contract against its files, with no stack known."""
+
+GATES: tuple[Gate, ...] = (*choice.GATES, *method.GATES, *FILE_GATES, *schedule.GATES, *mobile_edge.GATES, *device.GATES)
+"""Every gate, in the order in which refusals are shown."""
 
 
 def refusals(facts: Facts) -> tuple[Refusal, ...]:

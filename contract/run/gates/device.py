@@ -15,7 +15,7 @@ def device(facts: Facts) -> Refusal | None:
         gate="device",
         got=f"exec.device {wanted}",
         allowed=f"stack {facts.stack}: {', '.join(facts.capabilities.devices)}",
-        remedy="take one of them, or another stack",
+        remedy="set exec.device to one of them, or take another stack",
     )
 
 

@@ -45,7 +45,7 @@ def nf4_block_size(facts: Facts) -> Refusal | None:
     sizes = facts.capabilities.nf4_block_sizes
     if quant.block_size in sizes:
         return None
-    return _not_taken(facts, "nf4_block_size", f"quant.block_size {quant.block_size}", sizes, "take one of them")
+    return _not_taken(facts, "nf4_block_size", f"quant.block_size {quant.block_size}", sizes, "set quant.block_size to one of them")
 
 
 def graph(facts: Facts) -> Refusal | None:
@@ -60,7 +60,7 @@ def compute_dtype(facts: Facts) -> Refusal | None:
     wanted = facts.contract.exec.compute_dtype
     if facts.training is None or wanted in facts.training.compute_dtypes:
         return None
-    return _not_taken(facts, "compute_dtype", f"exec.compute_dtype {wanted}", facts.training.compute_dtypes, "take one of them")
+    return _not_taken(facts, "compute_dtype", f"exec.compute_dtype {wanted}", facts.training.compute_dtypes, "set exec.compute_dtype so")
 
 
 def optimizer(facts: Facts) -> Refusal | None:
@@ -68,7 +68,7 @@ def optimizer(facts: Facts) -> Refusal | None:
     wanted = facts.contract.exec.optimizer
     if facts.training is None or wanted in facts.training.optimizers:
         return None
-    return _not_taken(facts, "optimizer", f"exec.optimizer {wanted}", facts.training.optimizers, "take one of them")
+    return _not_taken(facts, "optimizer", f"exec.optimizer {wanted}", facts.training.optimizers, "set exec.optimizer so")
 
 
 def dropout(facts: Facts) -> Refusal | None:
@@ -76,14 +76,14 @@ def dropout(facts: Facts) -> Refusal | None:
     wanted = facts.contract.adapter.dropout
     if facts.training is None or facts.training.dropout or wanted == 0:
         return None
-    return _not_taken(facts, "dropout", f"adapter.dropout {wanted:g}", ("0",), "set it to 0")
+    return _not_taken(facts, "dropout", f"adapter.dropout {wanted:g}", ("0",), "set adapter.dropout to 0")
 
 
 def packing(facts: Facts) -> Refusal | None:
     """The stack packs rows, where that is asked for."""
     if facts.training is None or facts.training.packing or not facts.contract.exec.packing:
         return None
-    return _not_taken(facts, "packing", "exec.packing true", ("false",), "set it to false")
+    return _not_taken(facts, "packing", "exec.packing true", ("false",), "set exec.packing to false")
 
 
 def patterns(facts: Facts) -> Refusal | None:
@@ -93,7 +93,9 @@ def patterns(facts: Facts) -> Refusal | None:
     if facts.training is None or facts.training.patterns or not named:
         return None
     got = ", ".join(f"adapter.{name} for {', '.join(getattr(adapter, name))}" for name in named)
-    return _not_taken(facts, "patterns", got, ("one rank and one alpha for all",), "leave the patterns out")
+    return _not_taken(
+        facts, "patterns", got, ("one rank and one alpha for all",), "leave adapter.rank_pattern and adapter.alpha_pattern out"
+    )
 
 
 def tokenizer(facts: Facts) -> Refusal | None:
@@ -101,7 +103,7 @@ def tokenizer(facts: Facts) -> Refusal | None:
     wanted = facts.contract.data.tokenizer_mode
     if facts.training is None or wanted in facts.training.tokenizers or (facts.contract.adapter.method, wanted) == ("qlora", "vox"):
         return None
-    return _not_taken(facts, "tokenizer", f"data.tokenizer_mode {wanted}", facts.training.tokenizers, "take one of them")
+    return _not_taken(facts, "tokenizer", f"data.tokenizer_mode {wanted}", facts.training.tokenizers, "set data.tokenizer_mode so")
 
 
 def _pairs(bases: Mapping[Method, tuple[Base, ...]]) -> str:

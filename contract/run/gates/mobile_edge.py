@@ -28,7 +28,11 @@ def edge_rank(facts: Facts) -> Refusal | None:
     adapter = facts.contract.adapter
     high = [f"adapter.rank {adapter.rank}"] if adapter.rank > MAX_RANK else []
     high += [f"adapter.rank_pattern {name}: {rank}" for name, rank in adapter.rank_pattern.items() if rank > MAX_RANK]
-    return _refused(facts, "edge_rank", ", ".join(high), f"{MAX_RANK} at most", "lower it") if high else None
+    return (
+        _refused(facts, "edge_rank", ", ".join(high), f"{MAX_RANK} at most", "lower adapter.rank and adapter.rank_pattern")
+        if high
+        else None
+    )
 
 
 def edge_batch_size(facts: Facts) -> Refusal | None:

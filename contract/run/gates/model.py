@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contract.model.fit import LISTED
+from contract.run.digest import run_digest
 from contract.run.facts import Facts, Refusal
 from contract.run.memory import IN_A_LAYER
 
@@ -121,14 +122,15 @@ def positions(facts: Facts) -> Refusal | None:
 
 
 def resume_from(facts: Facts) -> Refusal | None:
-    """The checkpoint to go on from is there."""
-    if facts.resume_found is not False:
+    """The checkpoint to go on from is of this very run."""
+    wanted = run_digest(facts.contract)
+    if facts.resumed is None or facts.resumed == wanted:
         return None
     return Refusal(
         gate="resume_from",
-        got=f"exec.resume_from {facts.contract.exec.resume_from}, where there is no folder",
-        allowed="the folder of a training checkpoint",
-        remedy="correct the path, or leave it out to begin anew",
+        got=f"exec.resume_from {facts.contract.exec.resume_from}, a checkpoint of the run {facts.resumed}",
+        allowed=f"a checkpoint of this run, {wanted} (the contract's digest without resume_from)",
+        remedy="take the contract that the run began with, or leave resume_from out to begin anew",
     )
 
 

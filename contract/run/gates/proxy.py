@@ -42,6 +42,19 @@ def proxy_targets(facts: Facts) -> Refusal | None:
     )
 
 
+def proxy_base(facts: Facts) -> Refusal | None:
+    """The proxy graph is made of NF4 linears."""
+    contract = facts.contract
+    if contract.graph != "qlora_proxy_v1" or contract.quant.base == "nf4":
+        return None
+    return Refusal(
+        gate="proxy_base",
+        got=f"quant.base {contract.quant.base} with graph qlora_proxy_v1",
+        allowed="quant.base nf4, or graph full_causal",
+        remedy="set quant.base to nf4, or graph to full_causal",
+    )
+
+
 def proxy_layers(facts: Facts) -> Refusal | None:
     """No middle blocks, or some of them: not both."""
     run = facts.contract.exec
@@ -70,4 +83,4 @@ def full_proxy_stack(facts: Facts) -> Refusal | None:
     )
 
 
-GATES = (proxy_fields, proxy_targets, proxy_layers, full_proxy_stack)
+GATES = (proxy_fields, proxy_targets, proxy_base, proxy_layers, full_proxy_stack)

@@ -73,6 +73,18 @@ def last_k(facts: Facts) -> Refusal | None:
     )
 
 
+def last_k_truncation(facts: Facts) -> Refusal | None:
+    """A row that is too long keeps its end, where its last positions are."""
+    if facts.contract.objective != "last_k" or facts.contract.data.truncation == "left":
+        return None
+    return Refusal(
+        gate="last_k_truncation",
+        got="data.truncation right with objective last_k",
+        allowed="left with objective last_k; either with chatml_supervised",
+        remedy="set data.truncation to left, or change the objective",
+    )
+
+
 def packed_last_k(facts: Facts) -> Refusal | None:
     """A row's last positions are at the end of a sequence, which they are not where rows are packed."""
     if facts.contract.objective != "last_k" or not facts.contract.exec.packing:
@@ -85,18 +97,4 @@ def packed_last_k(facts: Facts) -> Refusal | None:
     )
 
 
-def warmup(facts: Facts) -> Refusal | None:
-    """The warm-up ends within the run."""
-    steps = facts.contract.exec.warmup_steps
-    if facts.steps is None or steps <= facts.steps:
-        return None
-    counted = "epochs * ceil(rows / (batch_size * grad_accum)), or max_steps"
-    return Refusal(
-        gate="warmup",
-        got=f"exec.warmup_steps {steps:,}, with {facts.steps:,} optimiser steps in all ({counted})",
-        allowed=f"{facts.steps:,} at most",
-        remedy="lower it, or train longer",
-    )
-
-
-GATES = (qlora_tokenizer, vox_ids, chat_template, own_template, last_k, packed_last_k, warmup)
+GATES = (qlora_tokenizer, vox_ids, chat_template, own_template, last_k, last_k_truncation, packed_last_k)

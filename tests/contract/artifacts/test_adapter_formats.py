@@ -125,6 +125,13 @@ def test_the_seed_s_v3_takes_from_a_v2_beside_it_what_it_can_t_say(tmp_path: Pat
     assert adapter.quant == Quant(base_quant="nf4", double_quant=True)
 
 
+def test_a_v3_that_does_not_know_the_base_s_quantisation_takes_it_from_a_v2_beside_it(tmp_path: Path) -> None:
+    v3.write(tmp_path, Adapter(**(vars(full()) | {"quant": None})))
+    meta = json.loads((tmp_path / v2.META).read_text())
+    (tmp_path / v2.META).write_text(json.dumps(meta | {"quant": {"base_quant": "nf4"}}))
+    assert v3.read(tmp_path).quant == Quant(base_quant="nf4")
+
+
 def test_the_same_adapter_gives_the_same_bytes_and_only_these_files(tmp_path: Path) -> None:
     one = full()
     shuffled = Adapter(**(vars(one) | {name: dict(reversed(getattr(one, name).items())) for name in ("matrices", "places")}))

@@ -73,4 +73,11 @@ def test_nothing_known_is_refused(tmp_path: Path, there: str) -> None:
             path = tmp_path / ("x" * 5000)
     with pytest.raises(ContractError) as error:
         what_is(path)
-    refused(error)
+    assert refused(error).count("allowed:") == 1
+
+
+def test_an_adapter_in_a_model_s_folder_is_two_formats(tmp_path: Path) -> None:
+    folder = make(Kind.PEFT, make(Kind.BASE_MODEL, tmp_path / "x"))
+    with pytest.raises(ContractError, match="a PEFT adapter and a base model"):
+        what_is(folder)
+    assert what_is(folder / peft_config.CONFIG)[0] == Kind.PEFT

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from contract.artifacts import merge as merging
+from contract.artifacts import v3
 from contract.artifacts.adapter import Adapter, Place
 from contract.artifacts.merge import merge
 from contract.errors import ContractError, EnvironmentUnfit
@@ -153,6 +154,23 @@ def test_force_replaces_a_merged_model_and_an_empty_folder_needs_none(tmp_path: 
     assert content(out).keys() == first.keys()
     assert content(out) != first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
+@pytest.mark.parametrize("kind", ["an adapter", "a base", "above an input"])
+def test_force_replaces_nothing_but_a_merged_model_that_holds_no_input(tmp_path: Path, kind: str) -> None:
+    base, out = base_of(tmp_path), tmp_path / "out"
+    match kind:
+        case "an adapter":
+            v3.write(out, adapter_on(LLAMA, LINEARS))
+        case "a base":
+            write_base(out, llama_tensors(), LLAMA)
+        case "above an input":
+            merge(adapter_on(LLAMA, LINEARS), base, out)
+            base = write_base(out / "base", llama_tensors(), LLAMA)
+    before = content(tmp_path)
+    with pytest.raises(ContractError, match="one above it" if kind == "above an input" else "with --force a merged model"):
+        merge(adapter_on(LLAMA, LINEARS), base, out, force=True)
+    assert content(tmp_path) == before
 
 
 def test_an_interruption_leaves_what_was_there(tmp_path: Path) -> None:

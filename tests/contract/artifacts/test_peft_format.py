@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
+from peft.utils.other import get_pattern_key
 from safetensors.numpy import load_file, save_file
 
 from contract.artifacts import peft, peft_config
 from contract.artifacts.adapter import Adapter, Place, Quant
 from contract.artifacts.convert import convert, read_source
-from contract.artifacts.peft_config import HONOURED, NO_EFFECT, ONLY
+from contract.artifacts.peft_config import HONOURED, NO_EFFECT, ONLY, of_module
 from contract.errors import ContractError, ContractErrors
 from tests.contract.artifacts.adapter_cases import (
     DTYPES,
@@ -73,6 +74,20 @@ def test_what_peft_itself_writes_of_its_configuration_is_read(tmp_path: Path) ->
     assert adapter.rslora
     assert adapter.scale("layers.0.q_proj") == 8 / 2**0.5
     assert left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "module", "fits"),
+    [
+        ("q_proj", "model.layers.0.self_attn.q_proj", True), ("proj", "model.layers.0.self_attn.q_proj", False),
+        ("q_proj", "q_proj", True), ("_proj", "q_proj", False), ("0.self_attn.q_proj", "model.layers.0.self_attn.q_proj", True),
+        ("0.self_attn.q_proj", "model.layers.10.self_attn.q_proj", False), ("q_proj", "model.q_proj.x", False),
+        ("^model.q_proj", "model.q_proj", True), (r"layers\.0\.q_proj", "layers.0.q_proj", True),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_a_whole_name_or_its_end_after_a_dot_as_peft_has_it(pattern: str, module: str, fits: bool) -> None:
+    assert of_module({pattern: 5}, module, 2) == (5 if fits else 2)
+    assert get_pattern_key([pattern], module) == (pattern if fits else module)
 
 
 REFUSED: dict[str, Any] = {

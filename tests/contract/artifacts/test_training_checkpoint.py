@@ -92,6 +92,14 @@ def test_moments_that_are_not_the_adapter_s(tmp_path: Path, fault: str) -> None:
     assert str(path) in refused(error)
 
 
+def test_a_zero_in_v_is_sound(tmp_path: Path) -> None:
+    """A's gradient is exactly zero while B is."""
+    sound = checkpoint_of()
+    still = replace(sound, v={name: np.zeros_like(it) for name, it in sound.v.items()})
+    training_checkpoint.write(tmp_path / "c", still)
+    assert not any(it.any() for it in training_checkpoint.read(tmp_path / "c").v.values())
+
+
 def test_moments_are_looked_at_before_anything_is_written(tmp_path: Path) -> None:
     sound = checkpoint_of()
     name = min(sound.m)

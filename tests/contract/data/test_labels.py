@@ -127,6 +127,13 @@ def test_truncation_takes_labels_along_with_ids(drawn: Row, seq_len: int) -> Non
                     assert (example.ids.tolist(), example.labels.tolist()) == (ids[kept], wanted)
 
 
+def test_a_row_that_just_fits_is_not_truncated() -> None:
+    text = chatml(row("a", "b"))
+    length = len(one(VOX, text)[0])
+    counts = [supervised(VOX, [text], samples=[0], seq_len=length + more, truncation="left").truncated for more in (-1, 0, 1)]
+    assert counts == [1, 0, 0]
+
+
 def test_left_truncation_keeps_the_whole_answer_learnt() -> None:
     text = chatml(row("word " * 50, "short answer"))
     ids, labels = one(VOX, text, seq_len=20)

@@ -52,10 +52,27 @@ def test_a_row_does_not_depend_on_what_else_is_asked(count: int, key: philox.Key
 
 @pytest.mark.parametrize("count", [3, 4])
 def test_every_order_of_a_few_rows_is_as_likely(count: int) -> None:
-    """Chi-squared over all orders, 12 expected of each; the keys are fixed, so it passes always or never."""
+    """Chi-squared over all orders, 12 expected of each, which the network's parity is too weak to show; the keys are fixed."""
     orders = list(itertools.permutations(range(count)))
     seen = Counter(tuple(whole(Permutation(count, philox.key_of("order", 42, epoch)))) for epoch in range(12 * len(orders)))
     assert stats.chisquare([seen[order] for order in orders]).pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize("count", [8, 15, 16, 31, 63, 127])
+def test_a_network_is_an_even_permutation(count: int) -> None:
+    """As the description says: 4 to 7 bits, so halves of equal and of unequal length; a cycle of even length is odd."""
+    for epoch in range(8):
+        permutation = Permutation(count, philox.key_of("order", 42, epoch))
+        size = 2 ** count.bit_length()
+        image = permutation._network(np.arange(size)).tolist()
+        waiting, even_cycles = set(range(size)), 0
+        while waiting:
+            length, at = 0, waiting.pop()
+            while (at := image[at]) in waiting:
+                waiting.remove(at)
+                length += 1
+            even_cycles += length % 2  # the first one was not counted
+        assert even_cycles % 2 == 0
 
 
 def table(count: int, epochs: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,11 @@ def test_a_name_of_nothing(name: str) -> None:
     refused("^model.hf_repo: got ", hf_repo=name)
 
 
-def test_one_shard_twice(tmp_path: Path) -> None:
+def test_one_shard_twice_under_two_names(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiny")
     (folder / "link.safetensors").symlink_to(folder / WEIGHTS)
-    for second, got in ((WEIGHTS, "twice"), ("link.safetensors", "which are one file")):
-        shards = (str(folder / WEIGHTS), str(folder / second))
-        refused(f"model.weight_shards: got .* {got}; allowed: each file once", hf_repo=str(folder), weight_shards=shards)
+    shards = (str(folder / WEIGHTS), str(folder / "link.safetensors"))
+    refused("model.weight_shards: got .* which are one file; allowed: each file once", hf_repo=str(folder), weight_shards=shards)
 
 
 def test_a_shard_outside_of_the_folder_is_never_opened(tmp_path: Path) -> None:
@@ -146,3 +146,12 @@ def test_a_shard_outside_of_the_folder_is_never_opened(tmp_path: Path) -> None:
     for shard in ("../other.safetensors", str(tmp_path / "other.safetensors")):
         write_index(folder, dict.fromkeys(weights(), WEIGHTS) | {V: shard})
         refused("weight_map, .*: got .*; allowed: a safetensors file in the same folder", hf_repo=str(folder))
+
+
+def test_what_is_no_file_is_said_to_be_there(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refused("model.config_json: got .*pipe, which is no file", hf_repo=str(write(tmp_path / "tiny")), config_json=str(tmp_path / "pipe"))
+
+
+def test_a_name_that_no_file_can_have_is_said_shortly() -> None:
+    assert len(refused("model.hf_repo: got .*File name too long", hf_repo="a" * 4096)) < 300

@@ -35,6 +35,15 @@ def test_sweep_spares_a_folder_in_use_and_other_models(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
+def test_a_target_s_name_is_no_pattern(tmp_path: Path) -> None:
+    spared, abandoned = tmp_path / ".mine.abc.partial", tmp_path / ".model[1].abc.partial"
+    for folder in (spared, abandoned):
+        folder.mkdir()
+    sweep(tmp_path / "*")
+    sweep(tmp_path / "model[1]")
+    assert list(tmp_path.iterdir()) == [spared]
+
+
 def test_settle_yields_to_the_folder_that_was_first(tmp_path: Path) -> None:
     built, target = tmp_path / "built", tmp_path / "model"
     for folder, text in ((built, "second"), (target, "first")):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract.run.digest import run_digest
 from contract.run.promotion import Promotion
-from tests.contract.run.gate_facts import ABLE, capabilities, estimate, inspected, model_layout, stacks
+from tests.contract.run.gate_facts import ABLE, capabilities, contract, estimate, inspected, model_layout, stacks
 
 LORA = {"adapter__method": "lora", "quant__base": "none", "stack": "alpha"}
 BETA = {"adapter__method": "lora", "quant__base": "none", "lane": "research"}
@@ -149,6 +150,10 @@ CASES = [
         allowed=run(adapter__target_modules=["o_proj"]),
     ),
     Case(
+        gate="proxy_base", refused=run(**PROXY, stack="alpha", adapter__method="lora", quant__base="none"), words=("quant.base none",),
+        allowed=run(**PROXY),
+    ),
+    Case(
         gate="proxy_layers", refused=run(**PROXY, exec__lm_head_only=True, exec__proxy_max_layers=1),
         words=("exec.proxy_max_layers 1",),
         allowed=run(**PROXY, exec__lm_head_only=True, exec__proxy_max_layers=0),
@@ -199,8 +204,8 @@ CASES = [
         allowed=run(exec__seq_len=4096),
     ),
     Case(
-        gate="resume_from", refused={**run(exec__resume_from="gone"), "resume_found": False}, words=("exec.resume_from gone",),
-        allowed={**run(exec__resume_from="there"), "resume_found": True},
+        gate="resume_from", refused={**run(exec__resume_from="other"), "resumed": "0" * 64}, words=("exec.resume_from other", "0" * 64),
+        allowed={**run(exec__resume_from="own"), "resumed": run_digest(contract())},
     ),
     Case(
         gate="qlora_tokenizer", refused=run(data__tokenizer_mode="vox"),
@@ -228,6 +233,10 @@ CASES = [
         gate="last_k", refused=run(objective="last_k", exec__ce_last_k=256),
         words=("exec.ce_last_k 256 with exec.seq_len 256", "255"),
         allowed=run(objective="last_k", exec__ce_last_k=255),
+    ),
+    Case(
+        gate="last_k_truncation", refused=run(objective="last_k", data__truncation="right"),
+        words=("data.truncation right with objective last_k",), allowed=run(data__truncation="right"),
     ),
     Case(
         gate="packed_last_k", refused={**run(objective="last_k", exec__packing=True), "trained": ABLE},

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.run.digest import NOT_FOR_PARITY, canonical_contract, canonical_json, digest, parity_digest
+from contract.run.digest import NOT_FOR_PARITY, canonical_contract, canonical_json, digest, parity_digest, run_digest
 from contract.run.spec import FineTuneContract
-from tests.contract.run.contract_draws import FIELDS, REQUIRED, TEXT, Path, contracts, nested
+from tests.contract.run.contract_draws import DRAWN, FIELDS, REQUIRED, Path, contracts, nested
 
 SMALL = nested({("model", "hf_repo"): "smollm2-135m", ("data", "train_file"): "train.jsonl"})
 
@@ -40,7 +40,7 @@ SMALL_TEXT = (
 FULL = nested(
     {
         ("lane",): "research", ("stack",): "tinygrad_lora", ("model", "hf_repo"): "é/😀", ("model", "weight_shards"): ["b", "é", "a", "😀"],
-        ("data", "train_file"): 'a"b\\c\u2028\x7f', ("data", "system_prompt"): "two\nlines\t\x1f", ("adapter", "alpha"): 1e-7,
+        ("data", "train_file"): 'a"b\\c\u2028\x80', ("data", "system_prompt"): "two\nlines\t\x1f", ("adapter", "alpha"): 1e-7,
         ("adapter", "target_modules"): ["v_proj", "q_proj"], ("adapter", "rank_pattern"): {"q_proj": 8, "layers.3.q_proj": 4},
         ("adapter", "alpha_pattern"): {"q_proj": 12.5}, ("exec", "learning_rate"): 1.25e-5, ("exec", "seed"): 2**63 - 1,
         ("exec", "weight_decay"): 1000, ("exec", "device"): "webgpu",
@@ -52,7 +52,7 @@ FULL_TEXT = (
     '"artifact":{"adapter_schema_version":3,"allow_placeholder_attention_merge":false,"deployment_target":"workstation"},'
     '"contract_version":1,"data":{"context_filter":null,"curriculum":"none","min_rating":3,"parse_special_tokens":false,'
     '"skip_bad_rows":false,"system_prompt":"two\\nlines\\t\\u001f","template":"chatml","tokenizer_mode":"hf",'
-    '"train_file":"a\\"b\\\\c\u2028\x7f","truncation":"left","validation_split":0.05},"exec":{"adapter_tag":null,"batch_size":4,"ce_last_k":16,'
+    '"train_file":"a\\"b\\\\c\u2028\x80","truncation":"left","validation_split":0.05},"exec":{"adapter_tag":null,"batch_size":4,"ce_last_k":16,'
     '"checkpoint_every":500,"compute_dtype":"float32","device":"WEBGPU","epochs":3,"grad_accum":4,"learning_rate":0.0000125,'
     '"lm_head_only":false,"max_grad_norm":1,"max_skip_rate":0.05,"max_steps":null,"max_vram_fraction":0.9,"optimizer":"adamw","packing":false,'
     '"proxy_max_layers":null,"require_full_proxy_stack":false,"resume_from":null,"seed":"9223372036854775807","seq_len":256,'
@@ -65,20 +65,21 @@ GOLDEN = [
         SMALL,
         SMALL_TEXT,
         "5fe870d5f1467dab4de93d64eddaa06ef270d5ccc8ce1a5b74cba21fc4b413b2",
-        "48d9c11ca9c20e10a1446adfc43cf4cd6b07fc591ee06b357b0fb065163052b2",
+        "23a1eebdb100e5b379880c61ac1bf775f365f19f3396ab22d0130b9fe2602953",
     ),
     (
         FULL,
         FULL_TEXT,
-        "c89cf6528b5990d606a59f731f180382fb22fa45e7a16eb8d11ad948b67506ea",
-        "7bed789ed004bc623c0111d4ac62eb8d8ccb863a648cbc7b30ace5a060883655",
+        "abc02c0069d0d5a0478bcf2263c6c57aa765cb9e999e37b8e04cceb88875346d",
+        "45fb3235571258c0e65cb680d8dd71ade6e5da497c57cf630fcd0dee2df4db87",
     ),
 ]
 """Contract, canonical text, and two SHA-256 as `sha256sum` gives them: of that text, and of that text without CUTS."""
 
 CUTS = (
-    '"lane":"production",', '"lane":"research",', '"device":"CPU",', '"device":"WEBGPU",', '"seed":42,', '"seed":"9223372036854775807",',
-    '"resume_from":null,', '"train_file":"train.jsonl",', '"train_file":"a\\"b\\\\c\u2028\x7f",',
+    '"lane":"production",', '"lane":"research",', ',"stack":null', ',"stack":"tinygrad_lora"', '"device":"CPU",',
+    '"device":"WEBGPU",', '"seed":42,', '"seed":"9223372036854775807",',
+    '"resume_from":null,', '"train_file":"train.jsonl",', '"train_file":"a\\"b\\\\c\u2028\x80",',
     '"config_json":null,"hf_repo":"smollm2-135m","tokenizer_json":null,"weight_shards":[]',
     '"config_json":null,"hf_repo":"é/😀","tokenizer_json":null,"weight_shards":["a","b","é","😀"]',
 )  # fmt: skip
@@ -125,7 +126,7 @@ def another(schema: dict[str, Any], value: Any) -> Any:
         return schema["enum"][schema["enum"].index(value) - 1]
     kind = schema["type"]
     if kind == "array":
-        return [*value, "zz"]
+        return [*value, f"z{len(value)}"]
     if kind == "object":
         return {**value, f"z{len(value)}": 2}
     if kind == "string":
@@ -181,13 +182,21 @@ def test_a_field_changed_alone_changes_the_digest(path: Path, base: str) -> None
 
 
 LEFT_OUT = {
-    ("lane",), ("exec", "device"), ("exec", "seed"), ("model", "hf_repo"), ("model", "weight_shards"), ("model", "config_json"),
+    ("lane",), ("stack",), ("exec", "device"), ("exec", "seed"), ("model", "hf_repo"), ("model", "weight_shards"), ("model", "config_json"),
     ("model", "tokenizer_json"), ("data", "train_file"), ("exec", "resume_from"),
 }  # fmt: skip
 
 
 def test_what_parity_leaves_out_is_there_to_be_left_out() -> None:
     assert set(NOT_FOR_PARITY) == LEFT_OUT <= FIELDS.keys()
+
+
+def test_a_resumed_run_is_the_run_that_it_goes_on_with() -> None:
+    begun = BASES["no default"]
+    resumed = changed(begun, ("exec", "resume_from"), "runs/checkpoint-500")
+    assert digest(begun) != digest(resumed)
+    assert run_digest(begun) == run_digest(resumed) == digest(changed(begun, ("exec", "resume_from"), None))
+    assert run_digest(changed(begun, ("exec", "seed"), 5)) != run_digest(begun)
 
 
 def test_no_two_changes_have_one_digest() -> None:
@@ -205,7 +214,9 @@ def test_equal_digests_mean_equal_contracts(one: dict[str, Any], two: dict[str, 
 
 
 @given(
-    contract=contracts(), shards=st.lists(TEXT.filter(bool), max_size=6), modules=st.permutations(["q_proj", "k_proj", "v_proj", "o_proj"])
+    contract=contracts(),
+    shards=DRAWN["model", "weight_shards"],
+    modules=st.permutations(["q_proj", "k_proj", "v_proj", "o_proj"]),
 )
 def test_order_does_not_count_where_it_means_nothing(contract: dict[str, Any], shards: list[str], modules: list[str]) -> None:
     contract["model"]["weight_shards"] = shards

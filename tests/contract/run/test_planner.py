@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract.artifacts.adapter import Adapter, Place
 from contract.artifacts.promotion import Binding, PromotionRecord, base_sha256, record_name, write_promotion
+from contract.artifacts.training_checkpoint import Progress, TrainingCheckpoint, write
 from contract.run import device_memory, digest
 from contract.run.device_memory import DeviceMemory
+from contract.run.facts import Refusal
 from contract.run.planner import ExecutionPlan, Refused, plan
 from contract.run.survey import Options
 from contract.worker import files
@@ -157,7 +160,7 @@ def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
     (folder / "rows.jsonl").write_text('{"prompt": "a"}\n')
     (folder / "model" / "config.json").write_text("{}")
     found = refused(folder, exec__compute_dtype="bfloat16", exec__lm_head_only=True, exec__resume_from=str(folder / "gone"))
-    assert list(found) == ["model", "data", "compute_dtype", "proxy_fields", "resume_from"]
+    assert list(found) == ["model", "data", "resume_from", "compute_dtype", "proxy_fields"]
     assert "config.json: model_type: None" in found["model"]
     assert "rows.jsonl:1: no" in found["data"] or "rows.jsonl:1" in found["data"]
 
@@ -176,11 +179,11 @@ def test_no_model_at_all_is_no_tokenizer_too(folder: Path) -> None:
     assert set(refused(folder, model__hf_repo=None)) == {"model", "tokenizer_file"}
 
 
-@pytest.mark.parametrize("name", ["x" * 4000, "~nobody-of-that-name/x", "a\n\x1b[31mb", ".", "/proc/self/mem"])
+@pytest.mark.parametrize("name", ["x" * 4000, "~nobody-of-that-name/x", "a\x9b31mb", ".", "/proc/self/mem"])
 def test_names_that_no_file_has(folder: Path, name: str) -> None:
     found = refused(folder, data__train_file=name, exec__resume_from=name + "/x", model__hf_repo=name)
     assert {"data", "model", "resume_from"} <= set(found)
-    assert not any("\x1b" in got for got in found.values())
+    assert not any("\x9b" in got for got in found.values())
 
 
 def test_a_train_file_that_is_a_pipe_does_not_hang(folder: Path) -> None:
@@ -195,6 +198,45 @@ def test_the_model_s_own_template(folder: Path) -> None:
     assert planned(folder, **asking).stack == "alpha"
     (folder / "model" / "tokenizer_config.json").write_text("[")
     assert list(refused(folder, **asking)) == ["model"]
+
+
+# Resuming
+
+
+def checkpoint_of(folder: Path, contract_digest: str) -> Path:
+    """What a checkpoint says of itself; the planner does not open its tensors."""
+    shapes = {"layers.0.q_proj": (np.ones((1, 4), np.float32), np.ones((4, 1), np.float32))}
+    adapter = Adapter(
+        matrices=shapes, places={"layers.0.q_proj": Place(key="model.layers.0.self_attn.q_proj.weight")}, layer_order=("layers.0.q_proj",),
+        rank=1, alpha=2.0, vocab=30, d_model=4,
+    )  # fmt: skip
+    moments = {f"layers.0.q_proj.{half}": matrix for half, matrix in zip(("lora_a", "lora_b"), shapes["layers.0.q_proj"], strict=True)}
+    write(
+        folder / "checkpoint",
+        TrainingCheckpoint(
+            adapter=adapter, m=moments, v=moments, stack="alpha", packages={"twostack": "1"}, contract_digest=contract_digest, base_sha256="0" * 64,
+            progress=Progress(step=3, epoch=0, step_of_epoch=3), seed=42,
+        ),
+    )  # fmt: skip
+    return folder / "checkpoint"
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_and_from_no_other(folder: Path) -> None:
+    begun = small_run.run_of(folder)
+    there = str(checkpoint_of(folder, digest.run_digest(begun)))
+    assert planned(folder, exec__resume_from=there).digest != digest.digest(begun)
+    assert "a checkpoint of the run" in refused(folder, exec__resume_from=there, exec__learning_rate=1e-3)["resume_from"]
+
+
+@pytest.mark.parametrize("name", ["model", "rows.jsonl", "gone", "~nobody-of-that-name"])
+def test_what_is_no_checkpoint_is_refused(folder: Path, name: str) -> None:
+    path = name if name.startswith("~") else str(folder / name)
+    assert set(refused(folder, exec__resume_from=path)) == {"resume_from"}
+
+
+@pytest.mark.parametrize(("text", "shown"), [("nope\udcff.yaml", "nope\\udcff.yaml"), ("a\n\x1b[31mb", "a\\n\\x1b[31mb")])
+def test_a_refusal_is_text_for_a_terminal_whatever_a_path_holds(text: str, shown: str) -> None:
+    assert Refusal(gate="model", got=text, allowed="a file", remedy="correct the path").got == shown
 
 
 # Promotion

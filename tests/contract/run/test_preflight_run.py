@@ -38,6 +38,10 @@ def test_sound_files(folder: Path) -> None:
     assert FileReport.model_validate_json(report.model_dump_json()) == report
 
 
+def test_the_schedule_is_no_matter_of_files(folder: Path) -> None:
+    assert isinstance(checked(folder, exec__warmup_steps=10**6), FileReport)
+
+
 def test_no_stack_has_to_be_there(folder: Path) -> None:
     assert isinstance(checked(folder, stack="nobody", exec__device="WEBGPU"), FileReport)
 

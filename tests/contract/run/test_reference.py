@@ -46,7 +46,7 @@ def test_every_field_has_a_row_and_says_what_it_means() -> None:
         (("contract_version",), "1"),
         (("quant", "double_quant"), "true | false"),
         (("exec", "proxy_max_layers"), "integer >= 0, <= 2^31 - 1 or null"),
-        (("data", "train_file"), "text of 1 to 4,096 characters"),
+        (("data", "train_file"), "a line of 1 to 4,096 characters"),
         (("adapter", "target_modules"), "list of text that matches ^[A-Za-z0-9_.]{1,128}$"),
         (("adapter", "alpha_pattern"), "mapping of names that match ^[A-Za-z0-9_.]{1,128}$ to number > 0, <= 1000000000"),
     ],

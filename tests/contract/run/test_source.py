@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
+from contract.artifacts.record import Line
 from contract.errors import ContractError, ContractErrors
 from contract.run.digest import digest
 from contract.run.presets import NAMES
@@ -64,6 +66,16 @@ def test_a_section_in_a_flag_goes_over_the_file_field_by_field(tmp_path: Path) -
 )  # fmt: skip
 def test_a_flags_value_is_yaml(value: str, expected: str | None) -> None:
     assert read_contract(None, overrides=[*REQUIRED, f"exec.adapter_tag={value}"]).exec.adapter_tag == expected
+
+
+@pytest.mark.parametrize("sign", ["\n", "\t", "\x1b", "\x7f", "\x00"])
+def test_a_tag_is_one_line_as_the_artifacts_must_have_it(sign: str) -> None:
+    """Else it would be refused when the adapter is written, after the run."""
+    tag = f"a{sign}b"
+    with pytest.raises(ContractError, match=r"exec\.adapter_tag"):
+        read_contract(None, overrides=[*REQUIRED, f"exec.adapter_tag={json.dumps(tag)}"])
+    with pytest.raises(ValidationError):
+        TypeAdapter(Line).validate_python(tag)
 
 
 def test_relative_paths_are_left_as_they_are(tmp_path: Path) -> None:

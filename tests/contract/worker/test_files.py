@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -140,3 +141,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_half(target)
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_link_that_leads_to_itself_is_an_error_of_the_file_system(tmp_path: Path) -> None:
+    """Not Python's RuntimeError, which no caller looks for."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError, match="symbolic links") as caught, replacing(loop):
+        pass
+    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, str(loop))
