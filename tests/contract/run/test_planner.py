@@ -214,8 +214,8 @@ def checkpoint_of(folder: Path, contract_digest: str) -> Path:
     write(
         folder / "checkpoint",
         TrainingCheckpoint(
-            adapter=adapter, m=moments, v=moments, stack="alpha", packages={"twostack": "1"}, contract_digest=contract_digest, base_sha256="0" * 64,
-            progress=Progress(step=3, epoch=0, step_of_epoch=3), seed=42,
+            adapter=adapter, m=moments, v=moments, stack="alpha", packages={"twostack": "1"}, contract_digest=contract_digest,
+            base_sha256="0" * 64, progress=Progress(step=3, epoch=0, step_of_epoch=3), seed=42,
         ),
     )  # fmt: skip
     return folder / "checkpoint"
