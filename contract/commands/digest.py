@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from contract.commands.options import ContractFile, Overrides, Preset, SkipBadRows
 
 if TYPE_CHECKING:
     from contract.run.spec import FineTuneContract
 
 
 def digest(
-    contract: Annotated[
-        Path | None, typer.Argument(metavar="CONTRACT", help="YAML, TOML or JSON; else the preset and flags alone.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="smoke, cpu, gpu_16g, gpu_80g or mobile_edge; the file goes over it.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field, as adapter.rank=8; repeatable.")
-    ] = None,
+    contract: ContractFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
     inputs: Annotated[bool, typer.Option("--inputs", help="SHA-256 of the model's and the data's files, too.")] = False,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="As --set data.skip_bad_rows=true.")] = False,
+    skip_bad_rows: SkipBadRows = False,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Prints what identifies a run: its digest, its parity digest, the hashes of its inputs."""

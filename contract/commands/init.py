@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from contract.commands.options import Overrides, Preset
+
 
 def init(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write (.yaml, .yml).")] = Path("contract.yaml"),
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="smoke, cpu, gpu_16g, gpu_80g or mobile_edge.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field, as adapter.rank=8; repeatable.")
-    ] = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Writes a contract to start from: every field, commented."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from contract.commands.options import ContractFile, Overrides, Preset, SkipBadRows
 
 if TYPE_CHECKING:
     from contract.run.facts import Refusal
@@ -15,16 +16,10 @@ if TYPE_CHECKING:
 
 
 def plan(
-    contract: Annotated[
-        Path | None, typer.Argument(metavar="CONTRACT", help="The run: YAML, TOML or JSON; else preset and flags alone.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="smoke, cpu, gpu_16g, gpu_80g or mobile_edge; the file goes over it.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field, as adapter.rank=8; repeatable.")
-    ] = None,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="As --set data.skip_bad_rows=true.")] = False,
+    contract: ContractFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    skip_bad_rows: SkipBadRows = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, of a plan and of refusals.")] = False,
     device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="What the device has (16GiB), if not as found.")] = None,
 ) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from contract.commands.options import ContractFile, Overrides, Preset, SkipBadRows
 
 if TYPE_CHECKING:
     from contract.run.facts import Refusal
@@ -13,18 +14,12 @@ if TYPE_CHECKING:
 
 
 def preflight(
-    contract: Annotated[
-        Path | None, typer.Argument(metavar="CONTRACT", help="The run: YAML, TOML or JSON; else preset and flags alone.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="smoke, cpu, gpu_16g, gpu_80g or mobile_edge; the file goes over it.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field, as adapter.rank=8; repeatable.")
-    ] = None,
+    contract: ContractFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
     scan: Annotated[bool, typer.Option("--scan", help="Read every weight, for NaN and infinity.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Make every row into ids and labels, and count them.")] = False,
-    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="As --set data.skip_bad_rows=true.")] = False,
+    skip_bad_rows: SkipBadRows = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, of what the files hold and of refusals.")] = False,
 ) -> None:
     """Checks the files of a run: model, tokenizer, rows; nothing is trained. Exit 2 where one is refused."""
