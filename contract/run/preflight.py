@@ -89,7 +89,8 @@ def preflight(
         except (ContractError, ContractErrors) as error:
             refused += refusals_of("labels", error)
     if refused:
-        return tuple(refused)
+        # One file may be read for two reasons, and says the same thing both times.
+        return tuple({(refusal.got, refusal.allowed): refusal for refusal in reversed(refused)}.values())[::-1]
     assert facts.inspected is not None
     assert tokenizer is not None
     assert found.index is not None

@@ -95,6 +95,13 @@ def test_a_template_that_does_not_compile(folder: Path) -> None:
     assert set(found) == {"tokenizer"}
 
 
+def test_a_file_that_is_read_for_two_reasons_is_refused_once(folder: Path) -> None:
+    (folder / "model" / "tokenizer_config.json").write_text("[")
+    answer = preflight(small_run.run_of(folder, data__template="tokenizer"), options=Options(cache=folder / "cache"))
+    assert isinstance(answer, tuple)
+    assert ["tokenizer_config.json" in refusal.got for refusal in answer] == [True]
+
+
 def test_the_vox_table_needs_no_file(folder: Path) -> None:
     (folder / "model" / "tokenizer.json").unlink()
     assert checked(folder, data__tokenizer_mode="vox", adapter__method="lora") == {
