@@ -123,7 +123,7 @@ def _read_capabilities(name: str, path: Path) -> Capabilities:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"stack {name}: {path.name}: {where}: {first['msg']} (of {error.error_count()} faults); see contract/worker/stack.py"
+            f"stack {name}: {path.name}: {where}: {first['msg']} (of {error.error_count()} faults); see contract/worker/capabilities.py"
         ) from None
 
 

@@ -8,8 +8,7 @@ transformers' norm and rotary compute in float32 even then, and are replaced.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama import modeling_llama
 
 from contract.artifacts import peft, v2, v3
 from contract.artifacts.adapter import Adapter
@@ -30,6 +28,7 @@ from contract.worker.plan import Lora
 from parity.judge.confidence import per_comparison
 from parity.judge.perturb import respond, row_limits
 from tests.contract.artifacts.adapter_cases import DTYPES, GPT2, adapter_on, gpt2_tensors, merged_tensors, write_base
+from tests.float64_transformers import clean
 from tests.parity.reference import plain_llama
 from tests.parity.reference.plain_llama import Case
 
@@ -41,29 +40,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 def case(seed: int, **how: Any) -> Case:
     """transformers takes no hidden_size that is no multiple of the heads."""
     return plain_llama.case(seed, **({"hidden_size": 24} | how))
-
-
-def clean_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """LlamaRMSNorm.forward without its cast to float32."""
-    variance = hidden_states.pow(2).mean(-1, keepdim=True)
-    return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
-
-
-def clean_rotary(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """LlamaRotaryEmbedding.forward with frequencies and angles in float64."""
-    width = self.config.head_dim
-    inv_freq = 1.0 / self.config.rope_parameters["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angles = position_ids[..., None].double() * inv_freq
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-
-
-@contextmanager
-def clean() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling_llama.LlamaRMSNorm, "forward", clean_norm)
-        patch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", clean_rotary)
-        yield
 
 
 def config_of(it: Case) -> dict[str, Any]:

@@ -13,8 +13,6 @@ the largest of thousands of random errors, some four times their typical size, d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from transformers.models.llama import modeling_llama
 from contract.model import checkpoint, keymap, layout
 from contract.worker import graph, taps
 from contract.worker.plan import GraphPlan, Lora
+from tests.float64_transformers import clean
 from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, LAYOUT, batch, opened, plan, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -57,29 +56,6 @@ def witness(wanted: GraphPlan, tensors: dict[str, np.ndarray], dtype: torch.dtyp
     assert missing == (["lm_head.weight"] if wanted.layout.tie_word_embeddings else [])
     model.tie_weights()
     return model.eval()
-
-
-def clean_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """LlamaRMSNorm.forward without its cast to float32."""
-    variance = hidden_states.pow(2).mean(-1, keepdim=True)
-    return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))  # type: ignore[no-any-return]
-
-
-def clean_rotary(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """LlamaRotaryEmbedding.forward with frequencies and angles in float64."""
-    config = self.config
-    inv_freq = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-    angles = position_ids[..., None].double() * inv_freq
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-
-
-@contextmanager
-def clean() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling_llama.LlamaRMSNorm, "forward", clean_norm)
-        patch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", clean_rotary)
-        yield
 
 
 def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
