@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from contract.worker.operations import OPERATIONS, expected_answer
+from contract.worker.operation import expected_answer
+from contract.worker.operations import OPERATIONS
 
 
 class HarnessError(Exception):

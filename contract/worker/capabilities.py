@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from contract.run.spec import Base, ComputeDtype, Graph, Lane, Method, Optimizer, TokenizerMode
-from contract.worker.operations import OPERATIONS, WORK_DTYPES
+from contract.worker.operation import WORK_DTYPES
+from contract.worker.operations import OPERATIONS
 from contract.worker.plan import Path
+
+Function = Literal["exp", "log", "sqrt", "reciprocal", "tanh", "erf", "sin", "cos"]
+FUNCTIONS: tuple[Function, ...] = get_args(Function)
+"""The elementary functions that primitives are built on. A stack declares those that its own primitives use."""
 
 
 class Elementary(BaseModel):
@@ -19,7 +24,7 @@ class Elementary(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    function: Literal["exp", "log"]
+    function: Function
     dtype: Literal["float32", "float64"]
     low: float
     high: float

@@ -3,54 +3,19 @@
 `compute(op, attrs, tensors)` names one of these. An answer is checked against the same table, so
 that a missing, extra or wrongly shaped tensor is a broken protocol and never a wrong verdict.
 
-Dimensions are single letters, bound by the inputs (legend)::
+Dimensions are single letters, bound by the inputs and, for O, I and E, by attributes (legend)::
 
-    M rows    K inner length    N columns    T tokens    I in_features    O out_features    V vocabulary
-    E elements of a weight (O * I)    P packed bytes    B blocks    S blocks of absmax (256 each)
-
-dtypes: "work" is the attribute `dtype` of the request (float32, float64, ...); any other name is itself.
-A name in `gradients` is the gradient of that input, answered as `<name>_grad` when the cotangent
-`<output>_bar` of every differentiable output was given, unless the attribute `frozen` lists the input.
+    M rows    K inner length    N columns    T tokens    I in_features    O out_features    V vocabulary    D width    R rank
+    attention and RoPE: B sequences    H heads of the query    K heads of key and value    E head_dim
+    NF4: E elements of a weight (O * I)    P packed bytes    B blocks    S blocks of absmax (256 each)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import numpy as np
-
-WORK_DTYPES = ("bfloat16", "float16", "float32", "float64")
-"""What `dtype` may be."""
-
-NESTED_BLOCK_SIZE = 256
-"""Blocks of absmax that share one nested absmax (QLoRA, arXiv:2305.14314, section 3)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One tensor: its dimensions by letter, and its dtype (or "work")."""
-
-    dims: str
-    dtype: str = "work"
-    optional: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """One operation: what it computes, what it takes, what it answers."""
-
-    name: str
-    formula: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-    gradients: tuple[str, ...] = ()
-    attributes: frozenset[str] = field(default_factory=frozenset)
-
-    def cotangents(self) -> dict[str, TensorSpec]:
-        """The inputs `<output>_bar` that ask for gradients."""
-        return {f"{name}_bar": spec for name, spec in self.outputs.items()} if self.gradients else {}
+from contract.worker.operation import Operation, TensorSpec
 
 
 def _table(*operations: Operation) -> Mapping[str, Operation]:
@@ -87,10 +52,136 @@ OPERATIONS: Mapping[str, Operation] = _table(
     ),
     Operation(
         name="elementary",
-        formula="y = function(x), element by element; function is exp or log",
+        formula="y = function(x), element by element; function is one of FUNCTIONS (contract/worker/capabilities.py)",
         inputs={"x": TensorSpec(dims="T")},
         outputs={"y": TensorSpec(dims="T")},
         attributes=frozenset({"function"}),
+    ),
+    Operation(
+        name="embedding",
+        formula="y[t] = weight[ids[t]]",
+        inputs={"weight": TensorSpec(dims="VD"), "ids": TensorSpec(dims="T", dtype="int64")},
+        outputs={"y": TensorSpec(dims="TD")},
+        gradients=("weight",),
+    ),
+    Operation(
+        name="rms_norm",
+        formula="y = x / sqrt(mean(x^2) + eps) * weight, the mean over a row",
+        inputs={"x": TensorSpec(dims="TD"), "weight": TensorSpec(dims="D")},
+        outputs={"y": TensorSpec(dims="TD")},
+        gradients=("x", "weight"),
+        attributes=frozenset({"eps"}),
+    ),
+    Operation(
+        name="layer_norm",
+        formula="y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias, the means over a row",
+        inputs={"x": TensorSpec(dims="TD"), "weight": TensorSpec(dims="D"), "bias": TensorSpec(dims="D")},
+        outputs={"y": TensorSpec(dims="TD")},
+        gradients=("x", "weight", "bias"),
+        attributes=frozenset({"eps"}),
+    ),
+    Operation(
+        name="rope_tables",
+        formula="cos and sin of positions[t] f[i], twice over, f[i] = theta^(-2 i / head_dim), i = 0 .. head_dim / 2 - 1, changed as "
+        "scaling says (null, or RopeScaling of contract/model/layouts/rope.py as an object); in float64, cast once",
+        inputs={"positions": TensorSpec(dims="T", dtype="int64")},
+        outputs={"cos": TensorSpec(dims="TE"), "sin": TensorSpec(dims="TE")},
+        attributes=frozenset({"head_dim", "theta", "scaling"}),
+    ),
+    Operation(
+        name="rope",
+        formula="y = x cos + rotate_half(x) sin, rotate_half(a, b) = (-b, a), the halves of a head; cos and sin as rope_tables has them",
+        inputs={"x": TensorSpec(dims="BHTE"), "positions": TensorSpec(dims="BT", dtype="int64")},
+        outputs={"y": TensorSpec(dims="BHTE")},
+        gradients=("x",),
+        attributes=frozenset({"theta", "scaling"}),
+    ),
+    Operation(
+        name="softmax",
+        formula="y = exp(x) / sum(exp(x)) over a row; an entry of -inf gets 0",
+        inputs={"x": TensorSpec(dims="TN")},
+        outputs={"y": TensorSpec(dims="TN")},
+        gradients=("x",),
+    ),
+    Operation(
+        name="attention",
+        formula="context = softmax(q k^T / sqrt(head_dim)) v over the tokens s that t sees: s <= t, valid[s], and t - s < window where "
+        "window is not null; 0 where it sees none; head h of the query goes with head h // (H / K) of key and value",
+        inputs={
+            "q": TensorSpec(dims="BHTE"),
+            "k": TensorSpec(dims="BKTE"),
+            "v": TensorSpec(dims="BKTE"),
+            "valid": TensorSpec(dims="BT", dtype="bool", optional=True),
+        },
+        outputs={"context": TensorSpec(dims="BHTE")},
+        gradients=("q", "k", "v"),
+        attributes=frozenset({"window"}),
+    ),
+    Operation(
+        name="silu",
+        formula="y = x / (1 + exp(-x))",
+        inputs={"x": TensorSpec(dims="T")},
+        outputs={"y": TensorSpec(dims="T")},
+        gradients=("x",),
+    ),
+    Operation(
+        name="gelu",
+        formula="y = x / 2 (1 + erf(x / sqrt(2))) where approximate is none; "
+        "x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) where it is tanh",
+        inputs={"x": TensorSpec(dims="T")},
+        outputs={"y": TensorSpec(dims="T")},
+        gradients=("x",),
+        attributes=frozenset({"approximate"}),
+    ),
+    Operation(
+        name="swiglu",
+        formula="y = silu(gate) up",
+        inputs={"gate": TensorSpec(dims="TD"), "up": TensorSpec(dims="TD")},
+        outputs={"y": TensorSpec(dims="TD")},
+        gradients=("gate", "up"),
+    ),
+    Operation(
+        name="lora_linear",
+        formula="y = x weight^T + bias + s ((x keep / (1 - dropout)) lora_a^T) lora_b^T, s = alpha / R, or alpha / sqrt(R) where rslora; "
+        "without keep nothing is dropped",
+        inputs={
+            "x": TensorSpec(dims="TI"),
+            "weight": TensorSpec(dims="OI"),
+            "bias": TensorSpec(dims="O", optional=True),
+            "lora_a": TensorSpec(dims="RI"),
+            "lora_b": TensorSpec(dims="OR"),
+            "keep": TensorSpec(dims="TI", dtype="bool", optional=True),
+        },
+        outputs={"y": TensorSpec(dims="TO")},
+        gradients=("x", "lora_a", "lora_b"),
+        attributes=frozenset({"alpha", "rslora", "dropout"}),
+    ),
+    Operation(
+        name="clip_gradients",
+        formula="norm = sqrt(sum of squares over both tensors); each times min(1, max_norm / (norm + 1e-6))",
+        inputs={"a": TensorSpec(dims="MK"), "b": TensorSpec(dims="N")},
+        outputs={"norm": TensorSpec(dims=""), "a_clipped": TensorSpec(dims="MK"), "b_clipped": TensorSpec(dims="N")},
+        attributes=frozenset({"max_norm"}),
+    ),
+    Operation(
+        name="adamw_step",
+        formula="step_next = step + 1 = n; w = weight (1 - lr weight_decay); m_next = beta1 m + (1 - beta1) gradient; "
+        "v_next = beta2 v + (1 - beta2) gradient^2; "
+        "weight_next = w - lr (m_next / (1 - beta1^n)) / (sqrt(v_next / (1 - beta2^n)) + eps)",
+        inputs={
+            "weight": TensorSpec(dims="N"),
+            "gradient": TensorSpec(dims="N"),
+            "m": TensorSpec(dims="N"),
+            "v": TensorSpec(dims="N"),
+            "step": TensorSpec(dims="", dtype="int64"),
+        },
+        outputs={
+            "weight_next": TensorSpec(dims="N"),
+            "m_next": TensorSpec(dims="N"),
+            "v_next": TensorSpec(dims="N"),
+            "step_next": TensorSpec(dims="", dtype="int64"),
+        },
+        attributes=frozenset({"lr", "beta1", "beta2", "eps", "weight_decay"}),
     ),
     Operation(
         name="nf4_quantize",
@@ -152,96 +243,3 @@ OPERATIONS: Mapping[str, Operation] = _table(
         attributes=frozenset({"block_size", "out_features", "in_features"}),
     ),
 )
-
-
-def expected_answer(
-    operation: Operation, attrs: Mapping[str, object], tensors: Mapping[str, np.ndarray]
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of every tensor that the answer to a request must hold.
-
-    Raises:
-        ValueError: an unknown attribute, or an input that is missing, unknown, of the wrong rank or
-            dtype, or at odds with another input.
-    """
-    allowed = operation.attributes | {"dtype"} | ({"frozen"} if operation.gradients else set())
-    unknown = set(attrs) - allowed
-    if unknown:
-        raise ValueError(f"{operation.name}: unknown attribute {sorted(unknown)}; allowed: {sorted(allowed)}")
-    work = str(attrs.get("dtype", "float32"))
-    sizes = _sizes_from_attributes(operation, attrs)
-    known = {**operation.inputs, **operation.cotangents()}
-    for name in tensors:
-        if name not in known:
-            raise ValueError(f"{operation.name}: unknown input {name!r}; allowed: {sorted(known)}")
-    for name, spec in operation.inputs.items():
-        if name not in tensors:
-            if spec.optional:
-                continue
-            raise ValueError(f"{operation.name}: input {name!r} is missing; give {sorted(operation.inputs)}")
-        _bind(operation.name, name, spec, tensors[name], work, sizes)
-    _derive(operation.name, attrs, sizes)
-    given_cotangents = [name for name in operation.cotangents() if name in tensors]
-    if given_cotangents and len(given_cotangents) != len(operation.cotangents()):
-        raise ValueError(f"{operation.name}: give every cotangent of {sorted(operation.cotangents())}, got {given_cotangents}")
-    answer = {name: (_shape(spec, sizes), _dtype(spec, work)) for name, spec in operation.outputs.items()}
-    for name in given_cotangents:
-        _bind(operation.name, name, operation.cotangents()[name], tensors[name], work, sizes)
-    if given_cotangents:
-        for name in wanted_gradients(operation, attrs):
-            if name in tensors:
-                answer[f"{name}_grad"] = (_shape(operation.inputs[name], sizes), _dtype(operation.inputs[name], work))
-    return answer
-
-
-def wanted_gradients(operation: Operation, attrs: Mapping[str, object]) -> tuple[str, ...]:
-    """The inputs whose gradients a request with cotangents asks for: all of `gradients` but those that `frozen` lists.
-
-    Raises:
-        ValueError: `frozen` is no list of names from `gradients`.
-    """
-    frozen = attrs.get("frozen", ())
-    if not isinstance(frozen, list | tuple) or not set(frozen) <= set(operation.gradients):
-        raise ValueError(f"{operation.name}: frozen is {frozen!r}, must be a list of names from {list(operation.gradients)}")
-    return tuple(name for name in operation.gradients if name not in frozen)
-
-
-def _sizes_from_attributes(operation: Operation, attrs: Mapping[str, object]) -> dict[str, int]:
-    for name in sorted(operation.attributes & {"block_size", "out_features", "in_features"}):
-        value = attrs.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{operation.name}: attribute {name} is {value!r}, must be an integer of at least 1")
-    letters = {"out_features": "O", "in_features": "I"}
-    return {letter: int(str(attrs[name])) for name, letter in letters.items() if name in operation.attributes}
-
-
-def _derive(op: str, attrs: Mapping[str, object], sizes: dict[str, int]) -> None:
-    """Sizes that follow from others: elements, packed bytes, blocks, blocks of absmax."""
-    derived: dict[str, int] = {}
-    if "O" in sizes and "I" in sizes:
-        derived["E"] = sizes["O"] * sizes["I"]
-        derived["P"] = (derived["E"] + 1) // 2
-        if "block_size" in attrs:
-            derived["B"] = -(-derived["E"] // int(str(attrs["block_size"])))
-    if "B" in derived or "B" in sizes:
-        derived["S"] = -(-derived.get("B", sizes.get("B", 0)) // NESTED_BLOCK_SIZE)
-    for letter, size in derived.items():
-        if sizes.setdefault(letter, size) != size:
-            raise ValueError(f"{op}: an input has {letter} = {sizes[letter]}, the others make it {size}; they must agree")
-
-
-def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[letter] for letter in spec.dims)
-
-
-def _dtype(spec: TensorSpec, work: str) -> str:
-    return work if spec.dtype == "work" else spec.dtype
-
-
-def _bind(op: str, name: str, spec: TensorSpec, tensor: np.ndarray, work: str, sizes: dict[str, int]) -> None:
-    if tensor.dtype.name != _dtype(spec, work):
-        raise ValueError(f"{op}: {name} is {tensor.dtype.name}, must be {_dtype(spec, work)}")
-    if tensor.ndim != len(spec.dims):
-        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, must have {len(spec.dims)} dimensions ({', '.join(spec.dims)})")
-    for letter, size in zip(spec.dims, tensor.shape, strict=True):
-        if sizes.setdefault(letter, size) != size:
-            raise ValueError(f"{op}: {name} has {letter} = {size}, another tensor has {letter} = {sizes[letter]}; they must agree")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from contract.worker.operations import NESTED_BLOCK_SIZE
+from contract.worker.operation import NESTED_BLOCK_SIZE
 from parity.checks import real_weights, strategies
 from parity.checks.check import Answered, Arrays, Case, Check, Plan, Question, Request
 from parity.judge import bounds

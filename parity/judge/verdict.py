@@ -45,25 +45,48 @@ class Comparison:
         return None if self.observed == 0 else self.bound / self.observed
 
 
-def within(tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound, *, unit: str = "absolute difference") -> Comparison:
-    """Every component of `observed` lies within `bound.limit` of `expected`."""
+def within(
+    tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound, *, unit: str = "absolute difference", special: bool = False
+) -> Comparison:
+    """Every component of `observed` lies within `bound.limit` of `expected`.
+
+    special: where `expected` is infinite or NaN, `observed` must be so too, of the same sign; otherwise one NaN fails.
+
+    Raises:
+        ValueError: a limit that is not finite, where the value is: everything would pass it.
+    """
     _require_elements(tensor, observed)
     expected, observed64 = np.asarray(expected, dtype=np.float64), observed.astype(np.float64)
-    limit = np.broadcast_to(bound.limit, expected.shape)
+    limit = np.where(np.isfinite(expected), np.broadcast_to(bound.limit, expected.shape), 0.0)
+    if not np.isfinite(limit).all():
+        raise ValueError(f"{tensor}: a limit is not finite, so nothing could be judged by it; do the values leave the dtype's range?")
+
+    def difference(candidate: np.ndarray) -> np.ndarray:
+        return _difference(candidate.astype(np.float64), expected, special=special)
 
     def passes(candidate: np.ndarray) -> bool:
-        return bool(np.all(np.abs(candidate.astype(np.float64) - expected) <= limit))
+        return bool(np.all(difference(candidate) <= limit))
 
     def surely_wrong(candidate: np.ndarray) -> bool:
-        return bool(np.any(np.abs(candidate.astype(np.float64) - observed64) > 2 * limit))
+        return bool(np.any(_difference(candidate.astype(np.float64), observed64, special=special) > 2 * limit))
 
-    error = np.abs(observed64 - expected)
+    error = difference(observed)
     where = _least_headroom(error, limit)
     return Comparison(
         tensor=tensor, passed=passes(observed), observed=float(error[where]), bound=float(limit[where]),
         unit=unit, bound_source=bound.source, where=where, got=float(observed64[where]), wanted=float(expected[where]),
         controls=controls.run(passes, observed, surely_wrong=surely_wrong, just_above=_just_above(observed64, expected, limit)),
     )  # fmt: skip
+
+
+def _difference(one: np.ndarray, other: np.ndarray, *, special: bool) -> np.ndarray:
+    """|one - other|; where `special`, 0 for two of the same infinity or two NaN, and infinity where only one is such."""
+    with np.errstate(invalid="ignore"):
+        difference: np.ndarray = np.abs(one - other)
+    if special:
+        same = (one == other) | (np.isnan(one) & np.isnan(other))
+        difference = np.where(same, 0.0, np.where(np.isfinite(one) & np.isfinite(other), difference, np.inf))
+    return difference
 
 
 def root_mean_square(tensor: str, observed: np.ndarray, expected: np.ndarray, scale: np.ndarray, limit: float, source: str) -> Comparison:
@@ -185,14 +208,15 @@ def _first(differing: np.ndarray) -> tuple[int, ...]:
 
 
 def _just_above(observed: np.ndarray, expected: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """The observed tensor with its first element moved to the first float64 past its bound."""
-    centre, allowed = float(expected.reshape(-1)[0]), float(limit.reshape(-1)[0])
-    wrong = centre + allowed
+    """The observed tensor with its first element whose expected value is finite moved to the first float64 past its bound."""
+    first = int(np.argmax(np.isfinite(expected)))
+    centre, allowed = float(expected.reshape(-1)[first]), float(limit.reshape(-1)[first])
+    wrong = centre + allowed if np.isfinite(centre) else 0.0
     # Ends at infinity: nothing lies past an infinite bound, so that its control is missed and the comparison not trusted.
     while wrong - centre <= allowed and wrong < np.inf:
         wrong = float(np.nextafter(wrong, np.inf))
     moved = observed.copy()
-    moved.reshape(-1)[0] = wrong
+    moved.reshape(-1)[first] = wrong
     return moved
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contract.worker.operations import NESTED_BLOCK_SIZE
+from contract.worker.operation import NESTED_BLOCK_SIZE
 
 VALUES = np.array(
     [

@@ -16,7 +16,7 @@ import functools
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from contract.worker.operations import NESTED_BLOCK_SIZE
+from contract.worker.operation import NESTED_BLOCK_SIZE
 from stacks.tinygrad_lora.linear import frozen_linear
 
 VALUES = (

@@ -10,7 +10,8 @@ from tinygrad import Device, Tensor
 from tinygrad.helpers import DEV, PARALLEL
 
 from contract.errors import MissingError, UserError
-from contract.worker.operations import OPERATIONS, expected_answer, wanted_gradients
+from contract.worker.operation import expected_answer, wanted_gradients
+from contract.worker.operations import OPERATIONS
 from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors

@@ -16,7 +16,7 @@ import torch
 from bitsandbytes import functional, matmul_4bit
 from torch import nn
 
-from contract.worker.operations import NESTED_BLOCK_SIZE
+from contract.worker.operation import NESTED_BLOCK_SIZE
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 SMALLEST_ABSMAX = 1e-38

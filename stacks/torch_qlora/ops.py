@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from contract.worker.operations import OPERATIONS, Operation, expected_answer
+from contract.worker.operation import Operation, expected_answer
+from contract.worker.operations import OPERATIONS
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
 from stacks.torch_qlora import elementary, linear, loss, nf4, probe

@@ -16,7 +16,7 @@ import torch
 from bitsandbytes import functional, matmul_4bit
 from bitsandbytes.nn import Linear4bit
 
-from contract.worker.operations import NESTED_BLOCK_SIZE
+from contract.worker.operation import NESTED_BLOCK_SIZE
 from stacks.torch_qlora import nf4
 
 DTYPES = ["float32", "float64"]

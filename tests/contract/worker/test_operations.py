@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.worker.answers import ProtocolBroken, check_answer
-from contract.worker.operations import OPERATIONS, expected_answer
+from contract.worker.operation import expected_answer
+from contract.worker.operations import OPERATIONS
 
 SIDES = st.integers(1, 9)
 Tensors = dict[str, np.ndarray]

@@ -125,7 +125,8 @@ def drawn_cases(check: Check, count: int) -> list[Case]:
 
 @pytest.mark.parametrize("check", [check for check in registry.CHECKS if check.operations], ids=lambda check: check.id)
 def test_a_case_can_be_made_again_from_its_draw_and_asks_sound_requests(check: Check) -> None:
-    from contract.worker.operations import OPERATIONS, expected_answer
+    from contract.worker.operation import expected_answer
+    from contract.worker.operations import OPERATIONS
 
     for case in drawn_cases(check, 5):
         assert case.name
