@@ -17,12 +17,12 @@ from contract.worker import taps
 from contract.worker.graph import adapter
 from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD
-from stacks.torch_qlora import lora, nf4
+from stacks.torch_qlora import lora, rope
+from stacks.torch_qlora.attributes import DTYPES
 from stacks.torch_qlora.linear import FrozenLinear
 from stacks.torch_qlora.models import llama
 from stacks.torch_qlora.models.llama import Tap
-
-DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+from stacks.torch_qlora.nf4_linear import Linear4bit
 
 
 class Taps:
@@ -72,7 +72,7 @@ class Loader:
             return FrozenLinear(self.widened(name, self._plan.dtype), bias_O)
         base = self._plan.base
         given_offset = self.widened(f"{name}.offset", "float32") if base.offsets_given else None
-        quantized = nf4.Linear4bit(
+        quantized = Linear4bit(
             self.widened(name, "float32"), bias_O, block_size=base.block_size, double_quant=base.double_quant, given_offset=given_offset
         )
         if "nf4_linear" in self._plan.paths:
@@ -126,7 +126,9 @@ class Graph(nn.Module):
 
     def _rope_tables(self, tokens: int, shown: Taps) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [T, E], or what overrides them."""
-        cos_TE, sin_TE = llama.rope_tables(self.plan.layout, tokens, DTYPES[self.plan.dtype], self.device)
+        layout, dtype = self.plan.layout, DTYPES[self.plan.dtype]
+        frequencies_I = rope.frequencies(layout.head_dim, layout.rope_theta, layout.rope_scaling)
+        cos_TE, sin_TE = rope.tables(torch.arange(tokens), frequencies_I, dtype=dtype, device=self.device)
         tap = shown.under(EMBEDDING)
         return tap("rope.cos", cos_TE), tap("rope.sin", sin_TE)
 

@@ -14,7 +14,6 @@ from functools import cache
 
 import torch
 from bitsandbytes import functional, matmul_4bit
-from torch import nn
 
 from contract.worker.operation import NESTED_BLOCK_SIZE
 
@@ -63,8 +62,9 @@ def quantize(weight: torch.Tensor, block_size: int) -> Quantized:
     elements = weight.numel()
     whole_blocks = _pad_to_whole_blocks(weight.reshape(-1), block_size)
     packed, state = functional.quantize_4bit(whole_blocks, blocksize=block_size, quant_type="nf4")
-    packed = _requantize(packed.reshape(-1), whole_blocks, state.absmax, block_size)
-    return Quantized(packed=_cut_packed(packed, elements), absmax=state.absmax)
+    absmax = _unflushed(state.absmax, whole_blocks, block_size)
+    packed = _requantize(packed.reshape(-1), whole_blocks, absmax, block_size)
+    return Quantized(packed=_cut_packed(packed, elements), absmax=absmax)
 
 
 def unpack(packed: torch.Tensor, elements: int) -> torch.Tensor:
@@ -85,6 +85,11 @@ def _pad_to_whole_blocks(flat: torch.Tensor, block_size: int) -> torch.Tensor:
     the tail's place change neither its absmax nor the codes that are kept.
     """
     return torch.nn.functional.pad(flat, (0, -flat.numel() % block_size))
+
+
+def _unflushed(absmax: torch.Tensor, whole_blocks: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Guard: bitsandbytes' CUDA kernel, built with fast math, stores a subnormal absmax as 0."""
+    return absmax if absmax.device.type == "cpu" else whole_blocks.view(-1, block_size).abs().amax(dim=1)
 
 
 def _requantize(packed: torch.Tensor, whole_blocks: torch.Tensor, absmax: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -175,6 +180,9 @@ def dequantize(quantized: Quantized, *, block_size: int, out_features: int, in_f
         return _dequantize_whole_blocks(quantized, block_size=block_size, elements=out_features * in_features).view(
             out_features, in_features
         )
+    if _kernel_flushes(quantized.absmax):
+        flat = values(quantized.packed.device)[unpack(quantized.packed, out_features * in_features).int()]
+        return (flat * quantized.absmax.repeat_interleave(block_size)[: flat.numel()]).view(out_features, in_features)
     state = _state(quantized.absmax, block_size=block_size, shape=(out_features, in_features))
     # A weight of one byte comes back transposed: bitsandbytes takes its [1, 1] for an older layout.
     return functional.dequantize_4bit(quantized.packed[:, None], state).reshape(out_features, in_features)  # type: ignore[no-any-return]
@@ -200,49 +208,17 @@ def linear(
     return matmul_4bit(x_TI, quantized.packed[:, None], bias=bias_O, quant_state=state)  # type: ignore[no-any-return]
 
 
-class Linear4bit(nn.Linear):
-    """A frozen linear whose weight lies in NF4, its absmax nested where `double_quant`; in bitsandbytes' Linear4bit's place.
+def _kernel_flushes(absmax: torch.Tensor) -> bool:
+    """Guard: bitsandbytes' CUDA kernel, built with fast math, reads a subnormal absmax as 0, and gives 0 for a subnormal product.
 
-    Args:
-        weight_OI: float32; quantised here and let go.
-        given_offset: a scalar to nest with, in place of the mean of absmax as this stack sums it.
-
-    Raises:
-        ValueError: as `quantize`.
+    `linear` calls the kernel all the same: to look first would cost a wait for the device, and what is lost of a weight is under the
+    smallest normal number.
     """
-
-    def __init__(
-        self,
-        weight_OI: torch.Tensor,
-        bias_O: torch.Tensor | None,
-        *,
-        block_size: int,
-        double_quant: bool,
-        given_offset: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, device="meta")
-        quantized = quantize(weight_OI, block_size)
-        self.block_size, self.double_quant = block_size, double_quant
-        self.weight = nn.Parameter(quantized.packed, requires_grad=False)
-        if bias_O is not None:
-            self.bias = nn.Parameter(bias_O, requires_grad=False)
-        mean = offset(quantized.absmax) if given_offset is None else given_offset
-        self.absmax = (*nest(quantized.absmax, mean), mean) if double_quant else (quantized.absmax,)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """y [..., O] of x [..., I], float32."""
-        return linear(x, self._quantized(), self.bias, **self._shape())
-
-    def dequantized(self) -> torch.Tensor:
-        """The weight that the codes stand for, [O, I] float32."""
-        return dequantize(self._quantized(), **self._shape())
-
-    def _quantized(self) -> Quantized:
-        absmax = unnest(*self.absmax) if self.double_quant else self.absmax[0]
-        return Quantized(packed=self.weight, absmax=absmax)
-
-    def _shape(self) -> dict[str, int]:
-        return {"block_size": self.block_size, "out_features": self.out_features, "in_features": self.in_features}
+    if absmax.device.type == "cpu":
+        return False
+    table = values(absmax.device).abs()
+    smallest = absmax * table[table > 0].min()
+    return bool(((smallest < torch.finfo(torch.float32).smallest_normal) & (absmax > 0)).any())
 
 
 def _cpu_kernel_is_wrong_for(device: torch.device, in_features: int, block_size: int) -> bool:

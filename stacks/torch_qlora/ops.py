@@ -1,9 +1,8 @@
-"""The operations that this stack answers: each one a call into the file that computes it."""
+"""The stack on one device: requests on an open graph, and operations one by one (entries.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,17 +13,13 @@ from contract.worker.operation import Operation, expected_answer
 from contract.worker.operations import OPERATIONS
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
-from stacks.torch_qlora import elementary, linear, loss, nf4, probe
+from stacks.torch_qlora import probe
+from stacks.torch_qlora.entries import ENTRIES, Entry, TorchTensors
 
 if TYPE_CHECKING:
     from stacks.torch_qlora.session import Session
 
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
-IGNORE_INDEX = -100
-"""torch's own default for labels that carry no loss."""
-
-TorchTensors = Mapping[str, torch.Tensor]
-Compute = Callable[[Attributes, TorchTensors], dict[str, torch.Tensor]]
 
 
 class TorchQlora:
@@ -99,10 +94,10 @@ class TorchQlora:
 
         return Session(self._device)
 
-    def _entry(self, op: str, attrs: Attributes) -> _Entry:
-        if op not in _ENTRIES:
-            raise NotSupported(f"torch_qlora does not compute {op!r}; allowed: {', '.join(_ENTRIES)}")
-        entry, dtype = _ENTRIES[op], attrs.get("dtype", "float32")
+    def _entry(self, op: str, attrs: Attributes) -> Entry:
+        if op not in ENTRIES:
+            raise NotSupported(f"torch_qlora does not compute {op!r}; allowed: {', '.join(ENTRIES)}")
+        entry, dtype = ENTRIES[op], attrs.get("dtype", "float32")
         if dtype not in entry.dtypes:
             raise NotSupported(f"torch_qlora does not compute {op} in {dtype}; allowed: {', '.join(entry.dtypes)}{entry.why_not_others}")
         return entry
@@ -118,80 +113,3 @@ def _gradients(operation: Operation, wanted: list[str], inputs: TorchTensors, ou
         [inputs[f"{name}_bar"] for name in operation.outputs],
     )
     return {f"{name}_grad": gradient for name, gradient in zip(wanted, gradients, strict=True)}
-
-
-def _matmul(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    return {"y": linear.matmul(tensors["a"], tensors["b"])}
-
-
-def _linear(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    return {"y": linear.linear(tensors["x"], tensors["weight"], tensors.get("bias"))}
-
-
-def _cross_entropy(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    reduction, ignore_index = attrs.get("reduction", "mean"), int(attrs.get("ignore_index", IGNORE_INDEX))
-    return {"loss": loss.cross_entropy(tensors["logits"], tensors["labels"], reduction=reduction, ignore_index=ignore_index)}
-
-
-def _elementary(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    return {"y": elementary.elementary(str(attrs.get("function")), tensors["x"])}
-
-
-def _nf4_quantize(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    quantized = nf4.quantize(tensors["weight"], int(attrs["block_size"]))
-    codes = nf4.unpack(quantized.packed, tensors["weight"].numel())
-    return {"codes": codes, "packed": quantized.packed, "absmax": quantized.absmax}
-
-
-def _nf4_offset(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    return {"offset": nf4.offset(tensors["absmax"])}
-
-
-def _nf4_nest(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    codes, nested_absmax = nf4.nest(tensors["absmax"], tensors["offset"])
-    return {"absmax_codes": codes, "nested_absmax": nested_absmax}
-
-
-def _nf4_unnest(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    return {"absmax": nf4.unnest(tensors["absmax_codes"], tensors["nested_absmax"], tensors["offset"])}
-
-
-def _nf4_dequantize(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    return {"weight": nf4.dequantize(_quantized(tensors), **_shape(attrs))}
-
-
-def _nf4_linear(attrs: Attributes, tensors: TorchTensors) -> dict[str, torch.Tensor]:
-    return {"y": nf4.linear(tensors["x"], _quantized(tensors), tensors.get("bias"), **_shape(attrs))}
-
-
-def _quantized(tensors: TorchTensors) -> nf4.Quantized:
-    return nf4.Quantized(packed=tensors["packed"], absmax=tensors["absmax"])
-
-
-def _shape(attrs: Attributes) -> dict[str, int]:
-    return {name: int(attrs[name]) for name in ("block_size", "out_features", "in_features")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    compute: Compute
-    dtypes: tuple[str, ...] = ("float32",)
-    why_not_others: str = ""
-
-
-_BOTH = ("float32", "float64")
-_ENTRIES: Mapping[str, _Entry] = {
-    "matmul": _Entry(compute=_matmul, dtypes=_BOTH),
-    "linear": _Entry(compute=_linear, dtypes=_BOTH),
-    "cross_entropy": _Entry(compute=_cross_entropy, dtypes=_BOTH),
-    "elementary": _Entry(compute=_elementary, dtypes=_BOTH),
-    "nf4_quantize": _Entry(compute=_nf4_quantize),
-    "nf4_offset": _Entry(compute=_nf4_offset),
-    "nf4_nest": _Entry(compute=_nf4_nest),
-    "nf4_unnest": _Entry(compute=_nf4_unnest),
-    "nf4_dequantize": _Entry(compute=_nf4_dequantize),
-    "nf4_linear": _Entry(
-        compute=_nf4_linear,
-        why_not_others=" (bitsandbytes returns uninitialised memory for float64; use linear on the dequantised weight, widened)",
-    ),
-}

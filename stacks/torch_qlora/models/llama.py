@@ -4,12 +4,11 @@ Three sections, each a module that shows its inner values (contract/worker/taps.
 the submodule's name, everything else goes through `tap(name, value)`, which answers the value to go on with.
 
 Shape legend: B sequences, T tokens, S tokens that are looked at (= T), D hidden_size, V vocab_size, F intermediate_size,
-H num_attention_heads, K num_key_value_heads, G = H / K, E head_dim, Q = H E, N = K E.
+H num_attention_heads, K num_key_value_heads, E head_dim, Q = H E, N = K E.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,8 +18,13 @@ from torch import nn
 from contract.model.layout import LlamaLayout
 from contract.worker.graph import IGNORE_INDEX
 from contract.worker.taps import LINEARS
+from stacks.torch_qlora.activation import silu
+from stacks.torch_qlora.attention import causal_softmax, grouped, scores
+from stacks.torch_qlora.embedding import embedding
 from stacks.torch_qlora.linear import linear
 from stacks.torch_qlora.loss import chunked_cross_entropy, cross_entropy
+from stacks.torch_qlora.norm import RmsNorm
+from stacks.torch_qlora.rope import rotate
 
 Tap = Callable[[str, torch.Tensor], torch.Tensor]
 """(name, what was computed) -> what to go on with."""
@@ -36,19 +40,6 @@ class Source(Protocol):
         """A frozen linear of a block, with its bias where the layout has one."""
 
 
-class RmsNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467), all of it in x's dtype."""
-
-    def __init__(self, weight_D: nn.Parameter, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = weight_D, eps
-
-    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """y [B, T, D]."""
-        mean_square_BT1 = x_BTD.square().mean(dim=-1, keepdim=True)
-        return x_BTD / torch.sqrt(mean_square_BT1 + self.eps) * self.weight
-
-
 class Embedding(nn.Module):
     """The section `embedding`: each token's row."""
 
@@ -58,7 +49,7 @@ class Embedding(nn.Module):
 
     def forward(self, ids_BT: torch.Tensor, tap: Tap) -> torch.Tensor:
         """x [B, T, D]."""
-        return tap("embedding", nn.functional.embedding(ids_BT, self.weight))
+        return tap("embedding", embedding(ids_BT, self.weight))
 
 
 class Block(nn.Module):
@@ -86,14 +77,14 @@ class Block(nn.Module):
         q_BHTE = split_heads(self.q_proj(normed_BTD), self.head_dim)
         k_BKTE = split_heads(self.k_proj(normed_BTD), self.head_dim)
         v_BKTE = split_heads(self.v_proj(normed_BTD), self.head_dim)
-        q_BHTE = tap("q_rope", rope(q_BHTE, cos_TE, sin_TE))
-        k_BKTE = tap("k_rope", rope(k_BKTE, cos_TE, sin_TE))
-        scores_BHTS = tap("scores", grouped(q_BHTE, k_BKTE.transpose(2, 3)) / math.sqrt(self.head_dim))
+        q_BHTE = tap("q_rope", rotate(q_BHTE, cos_TE, sin_TE))
+        k_BKTE = tap("k_rope", rotate(k_BKTE, cos_TE, sin_TE))
+        scores_BHTS = tap("scores", scores(q_BHTE, k_BKTE))
         weights_BHTS = tap("weights", causal_softmax(scores_BHTS))
         context_BTQ = tap("context", grouped(weights_BHTS, v_BKTE).transpose(1, 2).flatten(2))
         x_BTD = tap("attention_residual", x_BTD + self.o_proj(context_BTQ))
         normed_BTD = self.mlp_norm(x_BTD)
-        activation_BTF = tap("activation", nn.functional.silu(self.gate_proj(normed_BTD)))
+        activation_BTF = tap("activation", silu(self.gate_proj(normed_BTD)))
         gated_BTF = tap("gated", activation_BTF * self.up_proj(normed_BTD))
         return tap("output", x_BTD + self.down_proj(gated_BTF))
 
@@ -128,33 +119,3 @@ class Head(nn.Module):
 def split_heads(x_BTQ: torch.Tensor, head_dim: int) -> torch.Tensor:
     """[B, T, H E] -> [B, H, T, E]."""
     return torch.unflatten(x_BTQ, 2, (-1, head_dim)).transpose(1, 2)
-
-
-def grouped(a_BHTX: torch.Tensor, b_BKXY: torch.Tensor) -> torch.Tensor:
-    """a b, [B, H, T, Y], where head h of a meets head h // (H / K) of b (grouped-query attention, arXiv:2305.13245)."""
-    a_BKGTX = torch.unflatten(a_BHTX, 1, (b_BKXY.shape[1], -1))
-    return torch.matmul(a_BKGTX, b_BKXY.unsqueeze(2)).flatten(1, 2)
-
-
-def causal_softmax(scores_BHTS: torch.Tensor) -> torch.Tensor:
-    """softmax over s <= t; exactly 0 where s > t."""
-    tokens = scores_BHTS.shape[-1]
-    future_TS = torch.ones(tokens, tokens, dtype=torch.bool, device=scores_BHTS.device).triu(diagonal=1)
-    return torch.softmax(scores_BHTS.masked_fill(future_TS, -math.inf), dim=-1)
-
-
-def rope_tables(layout: LlamaLayout, tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of t theta^(-2 i / E), i = 0 .. E / 2 - 1, twice over, [T, E] (RoFormer, arXiv:2104.09864).
-
-    On the host in float64, cast once: angles in float32 are off by 1e-7 of a turn per token and more.
-    """
-    exponents_I = torch.arange(0, layout.head_dim, 2, dtype=torch.float64) / layout.head_dim
-    angles_TI = torch.outer(torch.arange(tokens, dtype=torch.float64), layout.rope_theta**-exponents_I)
-    angles_TE = torch.cat((angles_TI, angles_TI), dim=1)
-    return angles_TE.cos().to(device, dtype), angles_TE.sin().to(device, dtype)
-
-
-def rope(x_BHTE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> torch.Tensor:
-    """x cos + rotate_half(x) sin, where rotate_half(a, b) = (-b, a), a and b the halves of a head."""
-    a, b = x_BHTE.chunk(2, dim=-1)
-    return x_BHTE * cos_TE + torch.cat((-b, a), dim=-1) * sin_TE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tracemalloc
 from typing import Any
 
@@ -13,78 +12,20 @@ import torch
 from contract.worker import graph, taps
 from contract.worker.plan import Lora, Nf4
 from stacks.torch_qlora.graph import Graph, Taps
-from stacks.torch_qlora.models import llama
 from tests.stacks.torch_qlora.tiny_torch_graph import (
     GRAPH,
     LAYOUT,
-    TOKENS,
     all_taps,
     batch,
     draw,
-    gamma,
     gradients,
     opened,
     plan,
-    unit,
     weights,
 )
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-# Pieces
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rms_norm_is_its_formula_in_its_own_dtype(dtype: str) -> None:
-    x, weight = draw(2, 5, 96).to(DTYPES[dtype]), draw(96, seed=4).to(DTYPES[dtype])
-    got = llama.RmsNorm(torch.nn.Parameter(weight, requires_grad=False), LAYOUT.rms_norm_eps)(x)
-    wide = x.numpy().astype(np.longdouble)
-    exact = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + np.longdouble(LAYOUT.rms_norm_eps)) * weight.numpy()
-    # 96 squares and a sum, mean, eps (stored and added), root; division, product: all of them relative, since nothing cancels.
-    assert got.dtype == DTYPES[dtype]
-    assert np.all(np.abs(got.numpy() - exact) <= gamma(96 + 8, dtype) * np.abs(exact))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rope_tables_are_cast_once(dtype: str) -> None:
-    cos, sin = llama.rope_tables(LAYOUT, TOKENS, DTYPES[dtype], CPU)
-    angles = np.outer(np.arange(TOKENS), np.longdouble(LAYOUT.rope_theta) ** (-np.arange(0, 20, 2, dtype=np.longdouble) / 20))
-    angles = np.concatenate((angles, angles), axis=1)
-    # The exponent's rounding counts log(theta) times, the angle's by its size; then the table's own.
-    of_angle = gamma(math.ceil(math.log(LAYOUT.rope_theta)) + 3, "float64") * angles
-    for table, exact in ((cos, np.cos(angles)), (sin, np.sin(angles))):
-        assert table.dtype == DTYPES[dtype]
-        assert table.shape == (TOKENS, 20)
-        assert np.all(np.abs(table.numpy() - exact) <= of_angle + 2 * unit(dtype) * np.abs(exact))
-
-
-def test_rope_turns_each_pair_of_halves_by_its_angle() -> None:
-    x = draw(2, 3, TOKENS, 20)
-    cos, sin = llama.rope_tables(LAYOUT, TOKENS, torch.float64, CPU)
-    got = torch.complex(*llama.rope(x, cos, sin).chunk(2, dim=-1))
-    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.complex(cos[:, :10], sin[:, :10])
-    assert bool((torch.abs(got - turned) <= gamma(4, "float64") * torch.abs(turned) * math.sqrt(2)).all())
-    assert torch.equal(got[:, :, 0], torch.complex(*x[:, :, 0].chunk(2, dim=-1)))
-
-
-def test_softmax_is_causal_exactly_and_sums_to_one() -> None:
-    scores = 50 * draw(2, 6, TOKENS, TOKENS)
-    weights_BHTS = llama.causal_softmax(scores)
-    assert not torch.triu(weights_BHTS, diagonal=1).any()
-    assert torch.equal(weights_BHTS[..., 0, 0], torch.ones(2, 6, dtype=torch.float64))
-    assert bool(((weights_BHTS.sum(-1) - 1).abs() <= gamma(2 * TOKENS, "float64")).all())
-    assert torch.equal(weights_BHTS, llama.causal_softmax(scores + torch.triu(1000 * draw(TOKENS, TOKENS), diagonal=1)))
-
-
-def test_query_heads_share_key_heads_in_groups_of_neighbours() -> None:
-    q, k = draw(2, 6, TOKENS, 20), draw(2, 2, 20, TOKENS, seed=4)
-    got = llama.grouped(q, k)
-    for head in range(6):
-        exact = np.einsum("bte,bes->bts", q[:, head].numpy().astype(np.longdouble), k[:, head // 3].numpy().astype(np.longdouble))
-        bound = gamma(20, "float64") * torch.matmul(q[:, head].abs(), k[:, head // 3].abs()).numpy()
-        assert np.all(np.abs(got[:, head].numpy() - exact) <= bound)
 
 
 # Taps

@@ -12,6 +12,7 @@ from contract.worker.plan import GraphPlan, Lora, Nf4
 from stacks.torch_qlora import lora
 from stacks.torch_qlora.graph import Graph
 from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, everything_given, gradients, opened, plan, scaling, weights
+from tests.stacks.torch_qlora.torch_compute import DTYPES, assert_rounded, computed, drawn
 
 CPU = torch.device("cpu")
 
@@ -107,3 +108,78 @@ def test_without_targets_there_is_no_peft_module() -> None:
     assert not any(isinstance(module, peft_lora.LoraLayer) for module in model.modules())
     assert lora.parameters(model) == {}
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# The operation
+
+
+TOKENS, INNER, OUTER, RANK = 5, 12, 9, 4
+
+
+def _operands(dtype: str, *, dropped: bool, biased: bool = True) -> dict[str, np.ndarray]:
+    shapes = {
+        "x": (TOKENS, INNER), "weight": (OUTER, INNER), "lora_a": (RANK, INNER), "lora_b": (OUTER, RANK), "y_bar": (TOKENS, OUTER),
+    } | ({"bias": (OUTER,)} if biased else {})  # fmt: skip
+    given = {name: drawn(seed, *shape, dtype=dtype) for seed, (name, shape) in enumerate(shapes.items())}
+    return given | ({"keep": np.random.default_rng(7).random((TOKENS, INNER)) < 0.75} if dropped else {})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_operation_and_its_gradients_are_the_formula(dtype: str, biased: bool, rslora: bool, dropout: float) -> None:
+    given = _operands(dtype, dropped=dropout > 0, biased=biased)
+    got = computed("lora_linear", {"alpha": 10.0, "rslora": rslora, "dropout": dropout}, given, dtype)
+    x, weight, a, b, bar = (given[name].astype(np.longdouble) for name in ("x", "weight", "lora_a", "lora_b", "y_bar"))
+    scale = np.longdouble(10) / (2 if rslora else 4)
+    share = given.get("keep", np.ones((TOKENS, INNER))) / (1 - np.longdouble(dropout))
+    bias = given.get("bias", np.zeros(OUTER))
+
+    def formula(
+        x: np.ndarray, weight: np.ndarray, a: np.ndarray, b: np.ndarray, bar: np.ndarray, bias: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return {
+            "y": x @ weight.T + bias + scale * ((x * share) @ a.T) @ b.T,
+            "x_grad": bar @ weight + scale * share * (bar @ b @ a),
+            "lora_a_grad": scale * (bar @ b).T @ (x * share),
+            "lora_b_grad": scale * bar.T @ ((x * share) @ a.T),
+        }
+
+    exact, size = formula(x, weight, a, b, bar, bias), formula(*map(np.abs, (x, weight, a, b, bar, bias)))
+    assert got.keys() == exact.keys()
+    for name, array in got.items():
+        assert_rounded(array, exact[name], size[name], INNER + OUTER + RANK + 8, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_b_it_is_the_base_bit_for_bit_and_a_gets_no_gradient(dtype: str) -> None:
+    given = _operands(dtype, dropped=True)
+    given["lora_b"][:] = 0
+    got = computed("lora_linear", {"alpha": 10.0, "dropout": 0.1}, given, dtype)
+    base = computed("linear", {}, {name: given[name] for name in ("x", "weight", "bias")}, dtype)
+    assert got["y"].tobytes() == base["y"].tobytes()
+    assert not got["lora_a_grad"].any()
+    assert got["lora_b_grad"].any()
+
+
+def test_frozen_operands_get_no_gradient() -> None:
+    got = computed("lora_linear", {"alpha": 10.0, "frozen": ["x", "lora_b"]}, _operands("float32", dropped=False), "float32")
+    assert sorted(got) == ["lora_a_grad", "y"]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "dropped", "message"),
+    [
+        ({}, False, "alpha is None; allowed: a finite number above 0"),
+        ({"alpha": 0}, False, "alpha is 0; allowed"),
+        ({"alpha": 4, "rslora": 1}, False, "rslora is 1; allowed: true, false"),
+        ({"alpha": 4, "dropout": 1.0}, True, "dropout is 1.0; allowed: a finite number of at least 0 and below 1"),
+        ({"alpha": 4, "dropout": -0.5}, True, "dropout is -0.5; allowed"),
+        ({"alpha": 4, "dropout": 0.25}, False, "dropout is 0.25 and keep is missing; allowed: dropout above 0 with its mask"),
+        ({"alpha": 4}, True, "dropout is 0 and keep is given; allowed"),
+    ],
+)
+def test_attributes_that_are_not_loras_are_refused(attrs: dict[str, object], dropped: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=f"lora_linear: {message}"):
+        computed("lora_linear", attrs, _operands("float32", dropped=dropped), "float32")

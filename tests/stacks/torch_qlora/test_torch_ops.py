@@ -14,7 +14,8 @@ from contract.worker.capabilities import Capabilities
 from contract.worker.operations import OPERATIONS
 from contract.worker.process import check_answer
 from contract.worker.stack import NotSupported
-from stacks.torch_qlora import ops
+from stacks.torch_qlora import nf4, ops
+from stacks.torch_qlora.entries import ENTRIES
 from stacks.torch_qlora.ops import TorchQlora
 
 CAPABILITIES = Capabilities.model_validate(json.loads(Path(stacks.torch_qlora.__file__).with_name("capabilities.json").read_text()))
@@ -75,9 +76,9 @@ def test_nf4_operations_answer_what_the_contract_says() -> None:
 
 
 def test_the_table_is_the_declaration() -> None:
-    assert {name: entry.dtypes for name, entry in ops._ENTRIES.items()} == dict(CAPABILITIES.operations)
-    assert set(ops._ENTRIES) <= set(OPERATIONS)
-    assert CAPABILITIES.nf4_block_sizes == ops.nf4.BLOCK_SIZES
+    assert {name: entry.dtypes for name, entry in ENTRIES.items()} == dict(CAPABILITIES.operations)
+    assert set(ENTRIES) <= set(OPERATIONS)
+    assert CAPABILITIES.nf4_block_sizes == nf4.BLOCK_SIZES
     assert CAPABILITIES.devices == tuple(ops.DEVICES)
 
 

@@ -13,6 +13,7 @@ from contract.worker.plan import Nf4
 from stacks.torch_qlora import nf4
 from stacks.torch_qlora.graph import Graph, Taps
 from stacks.torch_qlora.loss import chunked_cross_entropy, cross_entropy
+from stacks.torch_qlora.nf4_linear import Linear4bit
 from tests.stacks.torch_qlora.tiny_torch_graph import (
     BATCH,
     GRAPH,
@@ -155,7 +156,7 @@ def test_nf4_linear_is_the_plain_path_but_for_the_order_of_sums(double_quant: bo
 def test_nf4_weights_are_held_as_codes() -> None:
     wanted = plan("float32", base=Nf4(), paths=("nf4_linear",))
     held = Graph(wanted, weights(wanted), CPU)
-    linears = [module for module in held.modules() if isinstance(module, nf4.Linear4bit)]
+    linears = [module for module in held.modules() if isinstance(module, Linear4bit)]
     assert len(linears) == 3 * len(taps.LINEARS)
     for linear in linears:
         assert linear.weight.dtype == torch.uint8

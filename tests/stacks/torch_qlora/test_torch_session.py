@@ -301,7 +301,7 @@ def test_the_pipe_changes_no_bit_and_a_planted_bug_reaches_the_graph() -> None:
     wanted = plan("float32")
     values = {"graph": GRAPH, "plan": wanted.model_dump(mode="json")}
     asked = {"graph": GRAPH, "taps": all_taps(wanted)}
-    bug = Mutation("stacks.torch_qlora.models.llama", "/ math.sqrt(self.head_dim)", "/ self.head_dim")
+    bug = Mutation("stacks.torch_qlora.attention", "/ math.sqrt(q_BHTE.shape[-1])", "/ q_BHTE.shape[-1]")
     answers = []
     for bugs in ([], [bug]):
         with StackProcess("torch_qlora", (sys.executable, "-m", "stacks.torch_qlora.worker"), "CPU", mutations=bugs) as process:
