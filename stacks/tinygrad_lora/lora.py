@@ -1,4 +1,4 @@
-"""LoRA on a frozen linear (arXiv:2106.09685).
+"""LoRA on a frozen linear (arXiv:2106.09685), with a given dropout mask.
 
 Shape suffixes: B sequences, T tokens, I in_features, O out_features, R rank, P packed bytes, C blocks.
 """
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 
 from tinygrad import Tensor
 
-from contract.worker.plan import Lora
 from stacks.tinygrad_lora import nf4
 from stacks.tinygrad_lora.hook import Hook
 from stacks.tinygrad_lora.linear import frozen_linear, linear
 
 
-def scaling(plan: Lora) -> float:
+def scaling(*, alpha: float, rank: int, rslora: bool) -> float:
     """s: alpha / r, or alpha / r^(1/2) for rank-stabilised LoRA (arXiv:2312.03732)."""
-    return plan.alpha / (math.sqrt(plan.rank) if plan.rslora else plan.rank)
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linears:
-    """The linears of one section, by name: y = x W^T + bias, and with an adapter y + s (x A^T) B^T.
+    """The linears of one section, by name: y = x W^T + bias, and with an adapter y + s (dropout(x) A^T) B^T.
 
     Attributes:
         tensors: NAME [O, I], or NAME.packed [P] and NAME.absmax [C] where the weight stays NF4; NAME.bias [O] and
-            NAME.lora_a [R, I], NAME.lora_b [O, R], where the linear has them; `scaling` [1], which is s.
+            NAME.lora_a [R, I], NAME.lora_b [O, R], where the linear has them; `scaling` [1], which is s. Where elements of x are
+            dropped, NAME.keep [B, T, I] (bool) and `kept_share` [1], which is 1 - dropout.
         out_features: O of each linear.
         block_size: of NF4, where a weight stays NF4.
         hook: sees NAME.base, NAME.lora_ax, NAME.lora_bax (not scaled yet) and NAME; NAME alone where there is no adapter.
@@ -45,9 +45,14 @@ class Linears:
         if f"{name}.lora_a" not in self.tensors:
             return self.hook(name, y_BTO)
         base_BTO = self.hook(f"{name}.base", y_BTO)
-        ax_BTR = self.hook(f"{name}.lora_ax", linear(x_BTI, self.tensors[f"{name}.lora_a"]))
+        ax_BTR = self.hook(f"{name}.lora_ax", linear(self._dropout(name, x_BTI), self.tensors[f"{name}.lora_a"]))
         bax_BTO = self.hook(f"{name}.lora_bax", linear(ax_BTR, self.tensors[f"{name}.lora_b"]))
         return self.hook(name, base_BTO + self.tensors["scaling"] * bax_BTO)
+
+    def _dropout(self, name: str, x_BTI: Tensor) -> Tensor:
+        keep_BTI = self.tensors.get(f"{name}.keep")
+        # where, not a product: what is dropped is no part of the result, infinite or not
+        return x_BTI if keep_BTI is None else keep_BTI.where(x_BTI / self.tensors["kept_share"], 0)
 
     def _frozen(self, name: str, x_BTI: Tensor) -> Tensor:
         bias_O = self.tensors.get(f"{name}.bias")

@@ -13,32 +13,42 @@ from stacks.tinygrad_lora.elementary import exp, log
 REDUCTIONS = ("mean", "sum")
 
 
-def cross_entropy(logits_TV: Tensor, labels_T: np.ndarray, *, reduction: str = "mean", ignore_index: int = -100) -> Tensor:
-    """loss = sum over rows t with labels[t] != ignore_index of (logsumexp(logits[t]) - logits[t, labels[t]]).
+def rows(labels_T: np.ndarray, *, vocabulary: int, reduction: str, ignore_index: int, dtype: str) -> dict[str, np.ndarray]:
+    """What `cross_entropy` takes of labels: the label of each row, which rows count, and what their sum is divided by.
+
+    Args:
+        labels_T: int64, on the host.
+        reduction: "mean" divides by the number of rows that count, "sum" by 1.
+        ignore_index: the label of a row that does not count; such a row has no part in the gradient, whatever its logits.
+
+    Returns:
+        label (int32) and counted (bool), [T, 1]; count, of shape [1], in `dtype`.
+
+    Raises:
+        ValueError: a label outside of the vocabulary, or a mean over no rows.
+    """
+    supervised_T = _check_labels(labels_T, vocabulary, reduction, ignore_index)
+    label_T1 = np.where(supervised_T, labels_T, 0).astype(np.int32).reshape(-1, 1)
+    divisor_1 = np.array([supervised_T.sum() if reduction == "mean" else 1], dtype=dtype)
+    return {"label": label_T1, "counted": supervised_T.reshape(-1, 1), "count": divisor_1}
+
+
+def cross_entropy(logits_TV: Tensor, label_T1: Tensor, counted_T1: Tensor, count_1: Tensor) -> Tensor:
+    """The sum over the rows that count of (logsumexp(logits[t]) - logits[t, label[t]]), over count, of shape [1].
 
     With the row's maximum taken off first, so that no exponential overflows and the two terms do not cancel.
 
     Args:
         logits_TV: float32 or float64; accumulated in that dtype.
-        labels_T: int64, on the host.
-        reduction: "mean" divides by the number of rows that count, "sum" does not.
-        ignore_index: the label of a row that does not count; such a row has no part in the gradient, whatever its logits.
-
-    Returns:
-        The loss, of shape [1].
-
-    Raises:
-        ValueError: another reduction, a label outside of the vocabulary, or a mean over no rows.
+        label_T1, counted_T1, count_1: as `rows` makes them.
     """
-    supervised_T = _check_labels(labels_T, int(logits_TV.shape[1]), reduction, ignore_index)
-    device = logits_TV.device
-    valid_T1 = Tensor(supervised_T, device=device).reshape(-1, 1)
-    label_T1 = Tensor(np.where(supervised_T, labels_T, 0).astype(np.int32), device=device).reshape(-1, 1)
-    total = _total(logits_TV, label_T1, valid_T1)
-    if reduction == "sum":
-        return total
-    # a tensor and not a number: a number would become part of the kernel, compiled anew for each count
-    return total / Tensor(np.array([supervised_T.sum()], dtype=np.float32), device=device).cast(logits_TV.dtype)
+    # where, not a product: an ignored row may hold infinities, and 0 * inf is no zero
+    kept_TV = counted_T1.where(logits_TV, 0)
+    shifted_TV = kept_TV - kept_TV.max(axis=1, keepdim=True).detach()
+    chosen_TV = Tensor.arange(int(logits_TV.shape[1]), dtype=dtypes.int32).reshape(1, -1) == label_T1
+    picked_T1 = chosen_TV.where(shifted_TV, 0).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)
+    loss_T1 = log(exp(shifted_TV).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)) - picked_T1
+    return counted_T1.where(loss_T1, 0).sum(axis=0, dtype=logits_TV.dtype) / count_1
 
 
 def next_tokens(labels_BT: np.ndarray, *, dtype: str, ignore_index: int) -> dict[str, np.ndarray]:
@@ -64,24 +74,11 @@ def next_token_loss(logits_BTV: Tensor, next_token_T1: Tensor, counted_T1: Tenso
         logits_BTV: float32 or float64; accumulated in that dtype. T in the other names: all tokens of all sequences.
         next_token_T1, counted_T1, count_1: as `next_tokens` makes them.
     """
-    return _total(logits_BTV.reshape(-1, logits_BTV.shape[-1]), next_token_T1, counted_T1) / count_1
-
-
-def _total(logits_TV: Tensor, label_T1: Tensor, valid_T1: Tensor) -> Tensor:
-    """The sum of logsumexp(logits[t]) - logits[t, label[t]] over the valid rows, of shape [1]."""
-    # where, not a product: an ignored row may hold infinities, and 0 * inf is no zero
-    kept_TV = valid_T1.where(logits_TV, 0)
-    shifted_TV = kept_TV - kept_TV.max(axis=1, keepdim=True).detach()
-    chosen_TV = Tensor.arange(int(logits_TV.shape[1]), dtype=dtypes.int32).reshape(1, -1) == label_T1
-    picked_T1 = chosen_TV.where(shifted_TV, 0).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)
-    loss_T1 = log(exp(shifted_TV).sum(axis=1, keepdim=True, dtype=logits_TV.dtype)) - picked_T1
-    return valid_T1.where(loss_T1, 0).sum(axis=0, dtype=logits_TV.dtype)
+    return cross_entropy(logits_BTV.reshape(-1, logits_BTV.shape[-1]), next_token_T1, counted_T1, count_1)
 
 
 def _check_labels(labels_T: np.ndarray, vocabulary: int, reduction: str, ignore_index: int) -> np.ndarray:
     """Which rows count."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; allowed: {', '.join(REDUCTIONS)}")
     supervised_T: np.ndarray = labels_T != ignore_index
     outside = supervised_T & ((labels_T < 0) | (labels_T >= vocabulary))
     if outside.any():

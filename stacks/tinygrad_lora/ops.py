@@ -1,12 +1,10 @@
-"""The operations that this stack answers: each one a call into the file that computes it."""
+"""The requests that this stack answers: each one a call into the file that computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
-from tinygrad import Device, Tensor
+from tinygrad import Device
 from tinygrad.helpers import DEV, PARALLEL
 
 from contract.errors import MissingError, UserError
@@ -15,25 +13,14 @@ from contract.worker.operations import OPERATIONS
 from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
-from stacks.tinygrad_lora import compiler, elementary, linear, loss, nf4, probe, webgpu
+from stacks.tinygrad_lora import compiler, entries, probe, webgpu
+from stacks.tinygrad_lora.entries import ENTRIES, Entry
+from stacks.tinygrad_lora.replay import Replays
 from stacks.tinygrad_lora.session import Session
 
 DEVICES = ("CPU", "CUDA", "WEBGPU", "CL", "METAL")
 PATHS = ("nf4_linear",)
 """The production paths that this stack has beside the plain one."""
-IGNORE_INDEX = -100
-"""The label of a row that does not count, where a request names none (as in PyTorch)."""
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What a request brought: as it came, and on the device."""
-
-    host: Tensors
-    device: Mapping[str, Tensor]
-
-
-Compute = Callable[[Attributes, _Inputs], dict[str, Tensor]]
 
 
 class TinygradLora:
@@ -65,6 +52,7 @@ class TinygradLora:
             raise MissingError(f"tinygrad can't open {device} here ({error}); install its driver, or use the device CPU") from error
         self._device, self._channel = device, channel
         self._dtypes = probe.dtypes_of(device)
+        self._replays = Replays(device)
         self._name = ""
         self._session: Session | None = None
 
@@ -84,13 +72,13 @@ class TinygradLora:
         if missing:
             raise ValueError(f"{op}: attribute {missing[0]!r} is missing; give {sorted(entry.required)}")
         answer = expected_answer(operation, attrs, tensors)
-        inputs = _Inputs(tensors, {name: self._to_device(array) for name, array in tensors.items() if array.dtype.name != "int64"})
-        outputs = entry.compute(attrs, inputs)
-        wanted = [name for name in wanted_gradients(operation, attrs) if f"{name}_grad" in answer]
-        for name, gradient in _gradients(outputs, wanted, inputs.device).items():
-            outputs[name] = gradient
-        Tensor.realize(*outputs.values())
-        return Reply(tensors={name: tensor.numpy().reshape(answer[name][0]) for name, tensor in outputs.items()})
+        prepared = entry.prepare(attrs, tensors)
+        outputs = dict(prepared.host)
+        if prepared.given:
+            wanted = tuple(name for name in wanted_gradients(operation, attrs) if f"{name}_grad" in answer)
+            static = tuple(sorted(prepared.static.items()))
+            outputs |= self._replays.run(entries.compute, prepared.given, op=op, wanted=wanted, static=static)
+        return Reply(tensors={name: array.reshape(answer[name][0]) for name, array in outputs.items()})
 
     def open(self, graph: str, plan: Attributes, tensors: Tensors) -> Reply:
         """Opens a graph in place of the one that was open.
@@ -137,100 +125,11 @@ class TinygradLora:
         if "nf4_linear" in plan.paths and plan.dtype != "float32":
             raise NotSupported(f"the path nf4_linear computes in float32, the plan in {plan.dtype}; leave the path out, or ask for float32")
 
-    def _entry(self, op: str, attrs: Attributes) -> _Entry:
-        if op not in _ENTRIES:
-            raise NotSupported(f"tinygrad_lora does not compute {op!r}; allowed: {', '.join(_ENTRIES)}")
-        entry, dtype = _ENTRIES[op], attrs.get("dtype", "float32")
+    def _entry(self, op: str, attrs: Attributes) -> Entry:
+        if op not in ENTRIES:
+            raise NotSupported(f"tinygrad_lora does not compute {op!r}; allowed: {', '.join(ENTRIES)}")
+        entry, dtype = ENTRIES[op], attrs.get("dtype", "float32")
         allowed = [name for name in entry.dtypes if name in self._dtypes]
         if dtype not in allowed:
             raise NotSupported(f"tinygrad_lora does not compute {op} in {dtype} on {self._device}; allowed: {', '.join(allowed)}")
         return entry
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        # never of shape []: tinygrad would compile such a value into the kernel
-        return Tensor(np.atleast_1d(np.ascontiguousarray(array)), device=self._device)
-
-
-def _gradients(outputs: Mapping[str, Tensor], wanted: list[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`<name>_grad` = (d output / d name)^T of the cotangent, by tinygrad's autograd."""
-    if not wanted:
-        return {}
-    ((output, value),) = outputs.items()
-    gradients = value.gradient(*(inputs[name] for name in wanted), gradient=inputs[f"{output}_bar"].reshape(value.shape))
-    return {f"{name}_grad": gradient for name, gradient in zip(wanted, gradients, strict=True)}
-
-
-def _matmul(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    return {"y": linear.matmul(inputs.device["a"], inputs.device["b"])}
-
-
-def _linear(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    return {"y": linear.linear(inputs.device["x"], inputs.device["weight"], inputs.device.get("bias"))}
-
-
-def _cross_entropy(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    reduction, ignore_index = attrs.get("reduction", "mean"), int(attrs.get("ignore_index", IGNORE_INDEX))
-    return {"loss": loss.cross_entropy(inputs.device["logits"], inputs.host["labels"], reduction=reduction, ignore_index=ignore_index)}
-
-
-def _elementary(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    functions = {"exp": elementary.exp, "log": elementary.log}
-    if attrs["function"] not in functions:
-        raise NotSupported(f"tinygrad_lora has no elementary function {attrs['function']!r}; allowed: {', '.join(functions)}")
-    return {"y": functions[attrs["function"]](inputs.device["x"])}
-
-
-def _nf4_quantize(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    if not np.isfinite(inputs.host["weight"]).all():
-        raise ValueError("the weight holds NaN or infinity, which has no NF4 code; allowed: finite numbers")
-    codes, packed, absmax = nf4.quantize(inputs.device["weight"], attrs["block_size"])
-    return {"codes": codes, "packed": packed, "absmax": absmax}
-
-
-def _nf4_offset(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    return {"offset": nf4.offset(inputs.device["absmax"])}
-
-
-def _nf4_nest(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    codes, nested_absmax = nf4.nest(inputs.device["absmax"], inputs.device["offset"])
-    return {"absmax_codes": codes, "nested_absmax": nested_absmax}
-
-
-def _nf4_unnest(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    return {"absmax": nf4.unnest(inputs.device["absmax_codes"], inputs.device["nested_absmax"], inputs.device["offset"])}
-
-
-def _nf4_dequantize(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    return {"weight": nf4.dequantize(inputs.device["packed"], inputs.device["absmax"], **_layout(attrs))}
-
-
-def _nf4_linear(attrs: Attributes, inputs: _Inputs) -> dict[str, Tensor]:
-    x, packed, absmax, bias = (inputs.device.get(name) for name in ("x", "packed", "absmax", "bias"))
-    return {"y": nf4.nf4_linear(x, packed, absmax, bias, **_layout(attrs))}
-
-
-def _layout(attrs: Attributes) -> dict[str, int]:
-    return {name: int(attrs[name]) for name in ("block_size", "out_features", "in_features")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    compute: Compute
-    dtypes: tuple[str, ...] = ("float32",)
-    required: frozenset[str] = frozenset()
-
-
-_BOTH = ("float32", "float64")
-_LAYOUT = frozenset({"block_size", "out_features", "in_features"})
-_ENTRIES: Mapping[str, _Entry] = {
-    "matmul": _Entry(compute=_matmul, dtypes=_BOTH),
-    "linear": _Entry(compute=_linear, dtypes=_BOTH),
-    "cross_entropy": _Entry(compute=_cross_entropy, dtypes=_BOTH),
-    "elementary": _Entry(compute=_elementary, dtypes=_BOTH, required=frozenset({"function"})),
-    "nf4_quantize": _Entry(compute=_nf4_quantize, required=frozenset({"block_size"})),
-    "nf4_offset": _Entry(compute=_nf4_offset),
-    "nf4_nest": _Entry(compute=_nf4_nest),
-    "nf4_unnest": _Entry(compute=_nf4_unnest),
-    "nf4_dequantize": _Entry(compute=_nf4_dequantize, required=_LAYOUT),
-    "nf4_linear": _Entry(compute=_nf4_linear, required=_LAYOUT),
-}

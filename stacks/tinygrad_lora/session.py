@@ -39,7 +39,8 @@ class Session:
         self._sections = Sections(plan, device)
         # rows are looked up on the host: exactly, and without a product over the vocabulary; a view would keep the whole request
         self._embedding_VD = tensors["embedding"].astype(np.float32) if EMBEDDING in plan.held else None
-        numbers = {**llama.scalars(plan.layout), "scaling": lora.scaling(plan.lora)}
+        s = lora.scaling(alpha=plan.lora.alpha, rank=plan.lora.rank, rslora=plan.lora.rslora)
+        numbers = {**llama.scalars(plan.layout), "scaling": s}
         self._scalars = {name: to_device(np.array([value], dtype=plan.dtype), device).realize() for name, value in numbers.items()}
         self._weights = {section: self._frozen(section, tensors) for section in plan.held if section != EMBEDDING}
         self._adapter: dict[str, Tensor] = {}

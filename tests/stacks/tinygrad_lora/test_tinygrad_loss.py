@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,12 +11,6 @@ from contract.worker.process import RequestFailed, StackProcess
 
 SHAPES = ((1, 2), (6, 50), (9, 257))
 IGNORED = -100
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[StackProcess]:
-    with StackProcess("tinygrad_lora", [sys.executable, "-m", "stacks.tinygrad_lora.worker"], "CPU") as process:
-        yield process
 
 
 def compute(

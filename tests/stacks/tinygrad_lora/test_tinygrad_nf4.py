@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,6 @@ DYNAMIC_MAP_SHA256 = "e732639a65f497b4ad684bb166a4467708255edd5207757de8b8f0c7e1
 """Of the float32 bytes of bitsandbytes.functional.create_dynamic_map(), bitsandbytes 0.50.2 with torch 2.13.0."""
 SHAPES = ((3, 50), (37, 51), (130, 128), (7, 16))
 """A tail block; an odd count and more than one block; more than 256 blocks of 64 or less; a row that is no whole block."""
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[StackProcess]:
-    with StackProcess("tinygrad_lora", [sys.executable, "-m", "stacks.tinygrad_lora.worker"], "CPU") as process:
-        yield process
 
 
 def compute(stack: StackProcess, op: str, attrs: dict[str, Any], **tensors: np.ndarray) -> dict[str, np.ndarray]:

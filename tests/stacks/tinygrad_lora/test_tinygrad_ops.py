@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,6 @@ from contract.worker.process import RequestFailed, StackProcess
 
 COMMAND = (sys.executable, "-m", "stacks.tinygrad_lora.worker")
 SHAPES = ((1, 1, 1), (7, 33, 5), (16, 96, 12))
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[StackProcess]:
-    with StackProcess("tinygrad_lora", COMMAND, "CPU") as process:
-        yield process
 
 
 def within_the_bound(got: np.ndarray, left: np.ndarray, right: np.ndarray) -> bool:

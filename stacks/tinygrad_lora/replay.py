@@ -1,0 +1,81 @@
+"""Functions of tensors by name, captured when they are first repeated, and replayed from then on.
+
+Scheduling a small graph costs tens of milliseconds in Python, its kernels microseconds. TinyJit runs a function twice and then replays
+the kernels that the second run captured. What it asks for:
+
+- The inputs are buffers of their own, told apart by their place: each function keeps a set of buffers, which every call writes anew. So
+  an output that is an input itself is right in a replay too.
+- A replay writes its outputs over the last one's: they are copied to the host at once.
+- Nothing that a request brings may be a number in the graph: it would be replayed for the next request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, TinyJit
+from tinygrad.device import Buffer
+
+KEPT = 64
+"""Captured functions that are kept: each holds the buffers of its inputs and outputs."""
+
+LARGEST = 2**24
+"""Bytes of inputs over which nothing is kept: such kernels take longer than their scheduling, and much memory."""
+
+Function = Callable[..., dict[str, Tensor]]
+"""(tensors by name, then hashable arguments by keyword) -> tensors by name."""
+Signature = tuple[tuple[str, tuple[int, ...], str], ...]
+
+
+class Replays:
+    """The captured functions of one device.
+
+    Args:
+        device: tinygrad's name of it.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._captured = lru_cache(KEPT)(self._new)
+
+    def run(self, function: Function, given: Mapping[str, np.ndarray], **static: Any) -> dict[str, np.ndarray]:
+        """What `function` answers, on the host; a tensor of shape [] is given and answered as one of shape [1].
+
+        Args:
+            function: the same object in each call, of which the kernels depend on names, shapes, dtypes and `static` alone.
+        """
+        arrays = {name: np.atleast_1d(np.ascontiguousarray(given[name])) for name in sorted(given)}
+        signature = tuple((name, array.shape, array.dtype.name) for name, array in arrays.items())
+        made = self._captured if sum(array.nbytes for array in arrays.values()) <= LARGEST else self._new
+        return made(function, tuple(static.items()), signature)(arrays)
+
+    def _new(self, function: Function, static: tuple[tuple[str, Any], ...], signature: Signature) -> _Replay:
+        return _Replay(lambda tensors: function(tensors, **dict(static)), self._device)
+
+
+class _Replay:
+    """One function for one set of names, shapes and dtypes."""
+
+    def __init__(self, function: Function, device: str) -> None:
+        self._function, self._device = TinyJit(function), device
+        self._inputs: dict[str, Tensor] = {}
+
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not self._inputs:
+            inputs = {name: Tensor(array, device=self._device) for name, array in arrays.items()}
+            Tensor.realize(*inputs.values())
+            self._inputs = inputs
+        else:
+            for name, array in arrays.items():
+                _write(self._inputs[name], array)
+        return {name: tensor.numpy() for name, tensor in self._function(self._inputs).items()}
+
+
+def _write(tensor: Tensor, array: np.ndarray) -> None:
+    """Puts an array into a tensor's buffer; building a new tensor for it costs five times as much."""
+    buffer = tensor.uop.base.realized
+    assert isinstance(buffer, Buffer), "a realised input on one device has one buffer"
+    buffer.copy_from(Buffer("PYTHON", buffer.size, buffer.dtype, opaque=array.reshape(-1).view(np.uint8).data))

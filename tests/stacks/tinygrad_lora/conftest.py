@@ -1,0 +1,16 @@
+"""One worker for all tests that only ask it to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from contract.worker.process import StackProcess
+from tests.stacks.tinygrad_lora.tinygrad_worker import start
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[StackProcess]:
+    with start() as process:
+        yield process
