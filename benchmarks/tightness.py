@@ -1,32 +1,61 @@
-"""How tight each bound is: observed / bound per check, question, stack and tensor, over many drawn examples.
+"""How tight each bound is, how often right stacks alarmed, and how many examples a second each check takes.
 
-Run: .venv/bin/python benchmarks/tightness.py [--profile ci] [--seed N]
-Prints a Markdown table; docs/theory.md holds one of its outputs.
+Run: .venv/bin/python benchmarks/tightness.py RECORD.json [...]
+Records are what `parity run --json RECORD.json` writes, of runs whose stacks are right. Prints Markdown tables;
+docs/theory.md and docs/benchmarks.md hold their output.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from parity.report.record import Status
-from parity.session import Options, Progress, run
+from parity.report.record import Result, Run, Status
 
 
 def main() -> None:
-    """One run of every check, and its tightest comparison of each tensor."""
+    """Prints the tables of all records together."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="ci")
-    parser.add_argument("--seed", type=int, default=None)
-    arguments = parser.parse_args()
-    record = run(Options(profile=arguments.profile, seed=arguments.seed), Progress())
-    print("| check | question | stack | tensor | largest observed / bound |\n|---|---|---|---|---|")
-    for result in record.results:
-        if result.status is Status.NOT_APPLICABLE:
-            continue
+    parser.add_argument("records", nargs="+", type=Path)
+    runs = [Run.model_validate_json(path.read_bytes()) for path in parser.parse_args().records]
+    results = [result for run in runs for result in run.results if result.status is not Status.NOT_APPLICABLE]
+    for table in (_tightness(results), _alarms(results), _rates(results)):
+        print("\n".join(table), end="\n\n")
+
+
+def _who(result: Result) -> str:
+    return " = ".join(f"{stack} on {device}" for stack, device in zip(result.stacks, result.device, strict=True))
+
+
+def _tightness(results: Iterable[Result]) -> Iterator[str]:
+    yield "| check | question | dtype | stack | tensor | median | 99 % | largest observed / bound |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for result in results:
         for tensor in result.tensors:
-            if tensor.bound > 0:
-                stacks = " = ".join(result.stacks)
-                print(f"| {result.id} | {result.question} | {stacks} | {tensor.tensor} | {tensor.observed / tensor.bound:.2g} |")
+            if tensor.tightness is not None:
+                shown = (tensor.tightness.median, tensor.tightness.most, tensor.tightness.largest)
+                numbers = " | ".join(f"{number:.2g}" for number in shown)
+                yield f"| {result.id} | {result.question} | {result.dtype} | {_who(result)} | {tensor.tensor} | {numbers} |"
+
+
+def _alarms(results: Iterable[Result]) -> Iterator[str]:
+    yield "| check | question | dtype | stack | drawn | alarms | fewer than, with 95 % confidence | least head-room |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for result in results:
+        rate = "" if result.alarm_rate is None else f"{result.alarm_rate:.2g}"
+        room = "exact" if result.bound == 0 else "" if result.headroom is None else f"{result.headroom:.3g}"
+        yield f"| {result.id} | {result.question} | {result.dtype} | {_who(result)} | {result.drawn} | {result.alarms} | {rate} | {room} |"
+
+
+def _rates(results: Iterable[Result]) -> Iterator[str]:
+    yield "| check | examples | seconds | examples a second |"
+    yield "|---|---|---|---|"
+    for check, group in itertools.groupby(results, key=lambda result: result.id):
+        cells = list(group)
+        seconds, examples = sum(cell.seconds for cell in cells), max(cell.examples for cell in cells)
+        yield f"| {check} | {examples} | {seconds:.1f} | {examples / seconds if seconds else 0:.0f} |"
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class _Asked:
     """One example on its way: which cells it serves, and the requests that each stack was sent."""
 
     case: Case
+    drawn: bool
     cells: list[Cell]
     pending: dict[tuple[str, Key], tuple[Ask, Pending]]
     stack_errors: dict[str, str]
@@ -105,12 +106,12 @@ class Engine:
         """All fixed cases, then the drawn ones; returns why not all were covered, if so."""
         waiting: list[_Asked] = []
 
-        def example(case: Case) -> None:
+        def example(case: Case, *, drawn: bool = True) -> None:
             if self._out_of_time():
                 return
             cells = [tally.cell for tally in tallies.values() if not tally.error]
             tell(case, "asking the stacks")
-            waiting.append(self._ask(case, cells))
+            waiting.append(self._ask(case, cells, drawn=drawn))
             if len(waiting) > 1:
                 judge()
             self._on_example()
@@ -127,7 +128,7 @@ class Engine:
         missing = ""
         try:
             for case in check.fixed_cases() if check.fixed_cases else ():
-                example(case)
+                example(case, drawn=False)
         except UserError as error:
             missing = str(error)
         draw(check, example, check.drawn(self._examples), self._seed, (Phase.generate,))
@@ -175,15 +176,15 @@ class Engine:
     def _still_fails(self, case: Case, tally: Tally) -> bool:
         """Asks one cell alone; a failure that is no larger takes the tally's place."""
         alone = Tally(tally.cell)
-        self._judge(self._ask(case, [tally.cell]), {tally.cell.key: alone})
+        self._judge(self._ask(case, [tally.cell], drawn=True), {tally.cell.key: alone})
         if alone.failure is None:
             return False
         if tally.failure is None or _size(case) <= _size(tally.failure[1]):
             tally.failure = alone.failure
         return True
 
-    def _ask(self, case: Case, cells: list[Cell]) -> _Asked:
-        asked = _Asked(case, cells, {}, {}, {})
+    def _ask(self, case: Case, cells: list[Cell], *, drawn: bool) -> _Asked:
+        asked = _Asked(case, drawn, cells, {}, {}, {})
         for cell in cells:
             assert cell.plan is not None
             for request in cell.plan.requests(case):
@@ -243,10 +244,7 @@ class Engine:
             except ValueError as error:
                 tally.error = tally.error or f"{error} (on {case.name})"
                 return
-        tally.examples += 1
-        tally.real += case.real is not None
-        for comparison in comparisons:
-            tally.add(comparison, case)
+        tally.example(comparisons, case, drawn=asked.drawn)
 
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline

@@ -16,7 +16,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     "quick": Profile(examples=12),
     "ci": Profile(examples=60),
-    "nightly": Profile(examples=2000, random_seed=True),
+    "nightly": Profile(examples=10_000, random_seed=True),
 }
 FIXED_SEED = 20230523
 """Any number serves; this is the day on which the QLoRA paper appeared."""

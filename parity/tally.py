@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from parity.cells import Cell
 from parity.checks.check import Case
 from parity.find.fault import Fault
-from parity.judge import controls
+from parity.judge import confidence, controls
 from parity.judge.verdict import Comparison
-from parity.report.record import Controls, Result, Status, TensorResult
+from parity.report.record import Controls, Result, Status, TensorResult, Tightness
 
 
 @dataclass
@@ -19,6 +22,9 @@ class Tally:
     cell: Cell
     examples: int = 0
     real: int = 0
+    drawn: int = 0
+    alarms: int = 0
+    ratios: dict[str, list[float]] = field(default_factory=dict)
     worst: dict[str, tuple[Comparison, Case]] = field(default_factory=dict)
     relative: dict[str, float] = field(default_factory=dict)
     failure: tuple[Comparison, Case] | None = None
@@ -26,7 +32,17 @@ class Tally:
     error: str = ""
     controls: controls.Outcome = controls.NONE
 
-    def add(self, comparison: Comparison, case: Case) -> None:
+    def example(self, comparisons: Sequence[Comparison], case: Case, *, drawn: bool) -> None:
+        """Counts one example and all that was compared on it."""
+        self.examples += 1
+        self.real += case.real is not None
+        self.drawn += drawn
+        self.alarms += drawn and not all(comparison.passed for comparison in comparisons)
+        for comparison in comparisons:
+            self._add(comparison, case)
+
+    def _add(self, comparison: Comparison, case: Case) -> None:
+        self.ratios.setdefault(comparison.tensor, []).append(comparison.ratio)
         known = self.worst.get(comparison.tensor)
         if known is None or _tighter(comparison, known[0]):
             self.worst[comparison.tensor] = (comparison, case)
@@ -52,7 +68,8 @@ class Tally:
         return Result(
             id=cell.check.id, tier=cell.check.tier, title=cell.check.title, stacks=cell.stacks, question=cell.question, device=cell.devices,
             dtype=cell.dtype, status=status, reason=reason, again=again, snippet=snippet,
-            examples=self.examples, real_weights=self.real, seconds=seconds,
+            examples=self.examples, real_weights=self.real, seconds=seconds, drawn=self.drawn, alarms=self.alarms,
+            alarm_rate=confidence.clopper_pearson(self.alarms, self.drawn) if self.drawn else None,
             observed=shown.observed if shown else None, bound=shown.bound if shown else None,
             bound_source=shown.bound_source if shown else "", headroom=shown.headroom if shown else None,
             faults=tuple(self.faults),
@@ -60,7 +77,9 @@ class Tally:
             tensors=tuple(
                 TensorResult(
                     tensor=one.tensor, observed=one.observed, bound=one.bound, unit=one.unit, bound_source=one.bound_source,
-                    headroom=one.headroom, relative=self.relative.get(one.tensor), case=case.name,
+                    headroom=one.headroom, relative=self.relative.get(one.tensor),
+                    tightness=_tightness(self.ratios[one.tensor]) if one.bound > 0 else None,
+                    case=case.name,
                 )
                 for one, case in self.worst.values()
             ),
@@ -74,6 +93,13 @@ class Tally:
         if missing or not self.worst:
             return Status.NOT_COVERED, missing or "nothing was compared"
         return Status.PASS, ""
+
+
+def _tightness(ratios: Sequence[float]) -> Tightness | None:
+    if not np.isfinite(ratios).all():
+        return None
+    median, most, largest = np.quantile(ratios, (0.5, 0.99, 1.0), method="higher")
+    return Tightness(median=float(median), most=float(most), largest=float(largest))
 
 
 def _tighter(one: Comparison, other: Comparison) -> bool:

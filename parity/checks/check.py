@@ -43,7 +43,15 @@ class Case:
     inputs: Mapping[str, Arrays]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     real: FileReference | None = None
-    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Without the tensors, which would fill screens."""
+        return f"Case({self.name!r})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """As hypothesis shows it, with a failure."""
+        printer.text(repr(self))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What `make` gives, made on the first call: a reference serves every stack and question that needs it."""
@@ -174,6 +182,7 @@ class Check:
     operations:      what a stack must declare to be asked
     cases:           strategy of drawn inputs; None where all are fixed
     cost:            how many examples of a cheap check one example stands for: a run draws so many fewer
+    most:            no run draws more
     fixed_cases:     inputs that every run must cover: real weights, dense grids
     fixed_count:     how many those are
     zoom:            the part of a case around a failing component, where the operation allows one to be taken
@@ -188,6 +197,7 @@ class Check:
     not_applicable: Mapping[Question, str]
     cases: SearchStrategy[Case] | None
     cost: int = 1
+    most: int | None = None
     fixed_cases: Callable[[], Iterator[Case]] | None = None
     fixed_count: int = 0
     zoom: Callable[[Case, tuple[int, ...]], Case] | None = None
@@ -195,7 +205,10 @@ class Check:
 
     def drawn(self, examples: int) -> int:
         """How many examples are drawn where a cheap check draws `examples`."""
-        return 0 if self.cases is None else max(1, examples // self.cost)
+        if self.cases is None:
+            return 0
+        count = max(1, examples // self.cost)
+        return count if self.most is None else min(count, self.most)
 
     def __post_init__(self) -> None:
         asked = {plan.question for plan in self.plans}

@@ -1,22 +1,25 @@
-"""Tier A: softmax cross-entropy with ignored rows, loss and gradient."""
+"""Tier A: softmax cross-entropy with ignored rows, loss and gradient.
+
+Domain: |logit| up to half the largest number; logits of -inf away from the label have a check of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
 
 from parity.checks import strategies
-from parity.checks.check import Answered, Case, Check, Plan, Question, Request
-from parity.checks.products import NO_FAST_PATH
-from parity.judge import bounds
-from parity.judge.verdict import Comparison, within
-from parity.reference.cross_entropy import CrossEntropy, cross_entropy
+from parity.checks.check import Case, Check
+from parity.checks.primitive import check
+from parity.reference.cross_entropy import cross_entropy
 
-SHAPES = ((1, 2), (4, 11), (16, 257), (5, 2048))
+SHAPES = ((1, 2), (7, 33), (5, 2048))
 """(tokens, vocabulary)."""
+
+SPECIAL_EVERY = 3
+"""The check on logits of -inf draws one of so many examples."""
 
 
 def _spread(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -29,20 +32,47 @@ def _huge(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.standard_normal(shape) * 3e3 + 1e4
 
 
+def _spiky(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """One logit far above the others, as a model that is sure has it: the label's, or another."""
+    logits = rng.standard_normal(shape)
+    logits[np.arange(shape[0]), rng.integers(0, shape[1], shape[0])] += rng.uniform(10, 100, shape[0])
+    return logits
+
+
 LOGITS: dict[str, strategies.Fill] = {
     "small integers": strategies.VALUES["small integers"],
     "gaussian": lambda rng, shape: 4 * rng.standard_normal(shape),
     "all equal": strategies.VALUES["all equal"],
     "spread": _spread,
     "huge": _huge,
+    "spiky": _spiky,
 }
 
 
 @st.composite
 def _drawn(draw: st.DrawFn) -> Case:
     shape, seed = draw(st.sampled_from(SHAPES)), draw(strategies.SEEDS)
-    kind, reduction = draw(st.sampled_from(list(LOGITS))), draw(st.sampled_from(("sum", "mean")))
-    ignore_index = draw(st.sampled_from((-100, -1, 0)))
+    return _case(draw, shape, seed, draw(st.sampled_from(list(LOGITS))))
+
+
+@st.composite
+def _masked(draw: st.DrawFn) -> Case:
+    """Logits of -inf, as of a token that must not be chosen: any but the label's; in one row all of those."""
+    shape, seed = SHAPES[1], draw(strategies.SEEDS)
+    case = _case(draw, shape, seed, draw(st.sampled_from(("gaussian", "spread"))))
+    rng = np.random.default_rng([seed, 1])
+    forbidden = rng.random(shape) < 0.4
+    forbidden[rng.integers(shape[0])] = True
+    labels = case.inputs["float64"]["labels"]
+    forbidden[np.arange(shape[0]), np.where(labels == case.attrs["ignore_index"], 0, labels)] = False
+    inputs = {
+        dtype: {**arrays, "logits": np.where(forbidden, -np.inf, arrays["logits"]).astype(dtype)} for dtype, arrays in case.inputs.items()
+    }
+    return Case(name=f"{case.name}, {int(forbidden.sum())} logits of -inf", inputs=inputs, attrs=case.attrs)
+
+
+def _case(draw: st.DrawFn, shape: tuple[int, int], seed: int, kind: str) -> Case:
+    reduction, ignore_index = draw(st.sampled_from(("sum", "mean"))), draw(st.sampled_from((-100, -1, 0)))
     ignored = draw(st.integers(0, shape[0] - 1), label="ignored rows")
     rng = np.random.default_rng(seed)
     labels = rng.integers(1 if ignore_index == 0 else 0, shape[1], shape[0])
@@ -55,49 +85,13 @@ def _drawn(draw: st.DrawFn) -> Case:
     )
 
 
-def _request(dtype: str, case: Case) -> tuple[Request, ...]:
-    return (Request(op="cross_entropy", attrs={**case.attrs, "dtype": dtype}, tensors=case.inputs[dtype]),)
-
-
-def _reference(case: Case, dtype: str) -> CrossEntropy:
-    tensors = case.inputs[dtype]
-    return case.once(
-        dtype,
-        lambda: cross_entropy(tensors["logits"], tensors["labels"], loss_bar=float(tensors["loss_bar"]), **case.attrs),
-    )
-
-
-def _judge_precision(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-    one = answered[0]
-    exact = _reference(case, "float32")
-    limits = bounds.cross_entropy(exact, "float32", one.elementary)
-    return [
-        within("loss", one.answers[0]["loss"], exact.loss, limits.loss),
-        within("logits_grad", one.answers[0]["logits_grad"], exact.logits_grad, limits.logits_grad),
-    ]
-
-
-def _judge_same_function(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-    exact = _reference(case, "float64")
-    limits = [bounds.cross_entropy(exact, "float64", one.elementary) for one in answered]
-    first, second = (one.answers[0] for one in answered)
-    return [
-        within("loss", first["loss"], second["loss"], _both([limit.loss for limit in limits])),
-        within("logits_grad", first["logits_grad"], second["logits_grad"], _both([limit.logits_grad for limit in limits])),
-    ]
-
-
-def _both(each: Sequence[bounds.Bound]) -> bounds.Bound:
-    return bounds.Bound(np.sum([bound.limit for bound in each], axis=0), f"the sum of both: {each[0].source}")
-
-
 CHECKS: tuple[Check, ...] = (
-    Check(
-        id="a.cross_entropy", tier="A", title="cross-entropy with ignored rows, and its gradient", operations=("cross_entropy",),
-        cases=_drawn(), not_applicable={Question.FAST_PATH: NO_FAST_PATH},
-        plans=(
-            Plan(question=Question.SAME_FUNCTION, dtype="float64", requests=partial(_request, "float64"), judge=_judge_same_function),
-            Plan(question=Question.PRECISION, dtype="float32", requests=partial(_request, "float32"), judge=_judge_precision),
+    check("a.cross_entropy", "cross_entropy", cross_entropy, _drawn(), title="cross-entropy with ignored rows, and its gradient"),
+    replace(
+        check(
+            "a.cross_entropy_special", "cross_entropy", cross_entropy, _masked(),
+            title="cross-entropy with logits of -inf, and its gradient", special=True,
         ),
+        cost=SPECIAL_EVERY,
     ),
 )  # fmt: skip

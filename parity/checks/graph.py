@@ -17,6 +17,8 @@ MODEL = "smollm2-135m"
 OF_A_MODEL = ("c.model", "c.model_nf4")
 """The checks of a real checkpoint."""
 GRAPHS_PER_EXAMPLE = 4
+MOST_GRAPHS = 500
+"""A graph takes a second or two: a night is not long enough for more."""
 """How many examples of a primitive a drawn graph stands for."""
 
 NF4 = Nf4(block_size=64, double_quant=True, offsets_given=True)
@@ -91,7 +93,7 @@ def _drawn_check(
 ) -> Check:
     return Check(
         id=name, tier="C", title=title, operations=(), plans=plans, not_applicable=not_applicable, cases=graph_draws.drawn(base),
-        cost=GRAPHS_PER_EXAMPLE, locate=_locate,
+        cost=GRAPHS_PER_EXAMPLE, most=MOST_GRAPHS, locate=_locate,
     )  # fmt: skip
 
 

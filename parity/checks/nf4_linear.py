@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from parity.checks import nf4 as nf4_checks
-from parity.checks import real_weights, strategies
+from parity.checks import nf4_inputs, real_weights, strategies
 from parity.checks.check import Answered, Case, Check, Plan, Question, Request
 from parity.checks.products import either_way
 from parity.judge import bounds
@@ -21,16 +20,15 @@ TOKENS = 3
 
 @st.composite
 def _drawn(draw: st.DrawFn) -> Case:
-    layout, seed = draw(st.sampled_from(nf4_checks.LAYOUTS)), draw(strategies.SEEDS)
+    layout, seed = draw(st.sampled_from(nf4_inputs.LAYOUTS)), draw(strategies.SEEDS)
     kind = draw(st.sampled_from(("gaussian", "near midpoints", "wide range")))
     rng = np.random.default_rng(seed)
-    weight = nf4_checks.WEIGHTS[kind](rng, np.empty((-(-layout[0] * layout[1] // layout[2]), layout[2]))).astype(np.float32)
-    codes = nf4.quantize(weight.reshape(-1)[: layout[0] * layout[1]].reshape(layout[:2]), layout[2])
+    codes = nf4.quantize(nf4_inputs.weight(rng, layout, kind), layout[2])
     dequantized = nf4.dequantize(codes.packed, codes.absmax, layout[2], layout[:2])
     return _case(f"{layout[0]} x {layout[1]}, block {layout[2]}, {kind}, seed {seed}", rng, codes, dequantized, layout)
 
 
-def _case(name: str, rng: np.random.Generator, codes: nf4.Quantized, weight: np.ndarray, layout: nf4_checks.Layout) -> Case:
+def _case(name: str, rng: np.random.Generator, codes: nf4.Quantized, weight: np.ndarray, layout: nf4_inputs.Layout) -> Case:
     rows, columns, block_size = layout
     activations = strategies.by_dtype(
         {"x": rng.standard_normal((TOKENS, columns)), "y_bar": rng.standard_normal((TOKENS, rows)), "bias": rng.standard_normal(rows)}

@@ -132,9 +132,9 @@ def evaluate(reference: Reference, case: Case, dtype: str) -> Mapping[str, Compu
 
 def errors(reference: Reference, case: Case, dtype: str, declared: Sequence[Elementary]) -> Arrays:
     """What a stack that declares so much may err by; made once a case and declaration."""
-    own = tuple(one for one in declared if one.dtype == dtype)
+    every = tuple(declared)  # of other dtypes too: RoPE's tables are made in float64, whatever they are cast to
 
     def made() -> Arrays:
-        return {name: one.error for name, one in reference(case.inputs[dtype], case.attrs, Arithmetic(dtype, own)).items()}
+        return {name: one.error for name, one in reference(case.inputs[dtype], case.attrs, Arithmetic(dtype, every)).items()}
 
-    return case.once(f"errors {dtype} {own}", made)
+    return case.once(f"errors {dtype} {every}", made)

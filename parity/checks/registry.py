@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from parity.checks import cross_entropy, elementary, graph, nf4, nf4_linear, products
+from parity.checks import (
+    activations,
+    attention,
+    cross_entropy,
+    elementary,
+    embedding,
+    graph,
+    laws_attention,
+    laws_layers,
+    laws_training,
+    lora_linear,
+    nf4,
+    nf4_laws,
+    nf4_linear,
+    norms,
+    optimizer,
+    products,
+    rope,
+    softmax,
+)
 from parity.checks.check import Check
 
 
 def checks(model: str = graph.MODEL) -> tuple[Check, ...]:
     """Every check; `model` is the checkpoint of tier C."""
-    return (*products.CHECKS, *cross_entropy.CHECKS, *elementary.CHECKS, *nf4.CHECKS, *nf4_linear.CHECKS, *graph.checks(model))
+    primitives = (products, embedding, norms, rope, softmax, attention, activations, lora_linear, cross_entropy, optimizer, elementary)
+    laws = (laws_layers, laws_attention, laws_training)
+    return (*(check for group in (*primitives, *laws, nf4, nf4_linear, nf4_laws) for check in group.CHECKS), *graph.checks(model))
 
 
 CHECKS: tuple[Check, ...] = checks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -77,9 +78,9 @@ def _verdict(cell: Cell, comparison: Comparison, names: Sequence[tuple[str, str]
         return [*(f'print("{name}", {name})' for _, name in names), f"# judged by: {again}"]
     values = [f'float({name}["{tensor}"][{comparison.where or ()}])' for stack, name in names if only in ("", stack)]
     if only or cell.question is Question.PRECISION:
-        values = [values[0], repr(comparison.wanted)]
+        values = [values[0], "None" if comparison.wanted is None else _number(comparison.wanted)]
     first, second = ("got", "wanted") if only or cell.question is not Question.SAME_FUNCTION else cell.stacks
-    allowed = repr(comparison.bound)
+    allowed = _number(comparison.bound)
     return [
         f"got, wanted = {values[0]}, {values[1]}",
         f'print("{tensor}{list(comparison.where)}: {first}", got, "{second}", wanted, "allowed difference", {allowed})',
@@ -104,4 +105,9 @@ def _spell(request: Request, name: str) -> str:
 
 def _nested_hex(array: np.ndarray) -> str:
     """repr of a float64 round-trips, for float32 values too."""
-    return "[" + ", ".join(repr(float(value)) for value in array.reshape(-1)) + "]"
+    return "[" + ", ".join(_number(float(value)) for value in array.reshape(-1)) + "]"
+
+
+def _number(value: float) -> str:
+    """A number as Python reads it: infinities and NaN have no literal."""
+    return repr(value) if math.isfinite(value) else f'float("{value}")'

@@ -5,14 +5,12 @@ u is the unit roundoff of the dtype that accumulates: half the spacing at 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import chdtri
 
 from contract.worker.capabilities import Elementary
-from parity.reference.cross_entropy import CrossEntropy
 from parity.reference.products import Sums
 
 HIGHAM = "Higham 2002, eq. 3.5"
@@ -86,57 +84,3 @@ def elementary(declared: Elementary, ulp: np.ndarray) -> Bound:
     """What a stack declared of one function, in ulp of the exact values: ulp + absolute / one ulp."""
     limit = declared.ulp + declared.absolute / ulp
     return Bound(limit, f"declared: {declared.ulp:g} ulp + {declared.absolute:g} on [{declared.low:g}, {declared.high:g}]")
-
-
-@dataclass(frozen=True)
-class CrossEntropyBounds:
-    """Bounds of the loss and of its gradient."""
-
-    loss: Bound
-    logits_grad: Bound
-
-
-def cross_entropy(exact: CrossEntropy, dtype: str, declared: Iterable[Elementary]) -> CrossEntropyBounds:
-    """Propagates the roundings and the declared errors of exp and log through log-softmax.
-
-    The computation that is bounded: d = z - max z; e = exp(d); S = sum e; log-probability = d - log S;
-    loss_t = -log-probability of the label; the sum over tokens; the division by the count. First order in u, each relative
-    error x replaced by x / (1 - x), which dominates all orders.
-    """
-    u, tiny = unit_roundoff(dtype), smallest_normal(dtype)
-    exp, log = _declared("exp", dtype, declared), _declared("log", dtype, declared)
-    vocabulary = exact.shifted.shape[1]
-    size = np.abs(exact.shifted)
-    e = np.exp(exact.shifted)
-    exp_relative = 2 * u * exp.ulp  # one ulp is at most 2 u of its value
-    e_error = e * _all_orders(u * size + exp_relative) + exp.absolute + tiny
-    total = e.sum(axis=1)
-    total_relative = _all_orders(e_error.sum(axis=1) / total + gamma(vocabulary, u))
-    log_error = -np.log1p(-total_relative) + np.abs(exact.log_sum) * 2 * u * log.ulp + log.absolute
-    log_probability = exact.shifted - exact.log_sum[:, None]
-    log_probability_error = u * size + log_error[:, None] + u * (np.abs(log_probability) + u * size + log_error[:, None])
-
-    rows = np.arange(len(exact.log_sum))
-    token_error = np.where(exact.supervised, log_probability_error[rows, exact.label_column], 0.0)
-    divisor_steps = 2 if exact.count else 1
-    sum_error = token_error.sum() + gamma(len(rows) + divisor_steps, u) * (np.abs(exact.token_loss).sum() + token_error.sum())
-    per_token = float(np.abs(exact.loss) / exact.token_loss.sum()) if exact.token_loss.sum() > 0 else 1.0
-    source = f"log-softmax, first order in u, exp {exp.ulp:g} ulp, log {log.ulp:g} ulp (docs/theory.md)"
-    loss = Bound(np.asarray(sum_error * per_token + tiny), source)
-
-    probability_error = exact.probability * _all_orders(log_probability_error + exp_relative + 2 * u) + exp.absolute + tiny
-    deviation = np.abs(exact.logits_grad / exact.scale) if exact.scale else np.zeros_like(exact.probability)
-    gradient_error = np.abs(exact.scale) * (probability_error * (1 + 4 * u) + gamma(4, u) * deviation) + tiny
-    gradient = np.where(exact.supervised[:, None], gradient_error, 0.0)  # an ignored row's gradient is exactly zero
-    return CrossEntropyBounds(loss=loss, logits_grad=Bound(gradient, source))
-
-
-def _all_orders(relative: np.ndarray) -> np.ndarray:
-    return np.where(relative < 1, relative / np.maximum(1 - relative, np.finfo(np.float64).tiny), np.inf)
-
-
-def _declared(function: str, dtype: str, declared: Iterable[Elementary]) -> Elementary:
-    for one in declared:
-        if one.function == function and one.dtype == dtype:
-            return one
-    raise ValueError(f"the stack declares no error of {function} in {dtype}; add it to its capabilities.json")

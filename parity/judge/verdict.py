@@ -44,6 +44,13 @@ class Comparison:
         """bound / observed: how many times larger the difference could be; None where nothing was observed."""
         return None if self.observed == 0 else self.bound / self.observed
 
+    @property
+    def ratio(self) -> float:
+        """observed / bound; 0 of two zeros, and infinite where a bound of 0 is exceeded or NaN was observed."""
+        if self.observed == 0:
+            return 0.0
+        return self.observed / self.bound if self.bound > 0 and self.observed == self.observed else float("inf")
+
 
 def within(
     tensor: str, observed: np.ndarray, expected: np.ndarray, bound: Bound, *, unit: str = "absolute difference", special: bool = False
@@ -208,12 +215,14 @@ def _first(differing: np.ndarray) -> tuple[int, ...]:
 
 
 def _just_above(observed: np.ndarray, expected: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """The observed tensor with its first element whose expected value is finite moved to the first float64 past its bound."""
+    """The observed tensor with its first element whose expected value is finite moved to the first float64 past its bound.
+
+    Where no expected value is finite, any finite number is past it.
+    """
     first = int(np.argmax(np.isfinite(expected)))
-    centre, allowed = float(expected.reshape(-1)[first]), float(limit.reshape(-1)[first])
+    centre, allowed = float(expected.reshape(-1)[first]), float(np.broadcast_to(limit, expected.shape).reshape(-1)[first])
     wrong = centre + allowed if np.isfinite(centre) else 0.0
-    # Ends at infinity: nothing lies past an infinite bound, so that its control is missed and the comparison not trusted.
-    while wrong - centre <= allowed and wrong < np.inf:
+    while np.isfinite(centre) and wrong - centre <= allowed:
         wrong = float(np.nextafter(wrong, np.inf))
     moved = observed.copy()
     moved.reshape(-1)[first] = wrong

@@ -1,62 +1,49 @@
-"""Softmax cross-entropy with ignored rows, in float64, with the intermediate values that its bound needs.
-
-loss = sum over t with labels[t] != ignore_index of (log sum_v exp(z[t, v]) - z[t, labels[t]]), divided by the
-number of those rows where reduction is mean (Goodfellow et al. 2016, section 6.2.2.3; the reduction as PyTorch documents it).
+"""Softmax cross-entropy with ignored rows, and its gradient (Goodfellow et al. 2016, section 6.2.2.3; reduction as PyTorch documents it).
 
 Legend: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from parity.reference.primitive import Attributes, Tensors
+from parity.reference.running_error import Arithmetic, Computed
 
-@dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
-    """Loss and gradient, and what they were computed from.
+IGNORE_INDEX = -100
+"""What `ignore_index` is unless given."""
 
-    loss: scalar; logits_grad [T, V]; supervised [T]; shifted [T, V] = z - max z; log_sum [T] = log sum exp(shifted);
-    token_loss [T] (0 where ignored); probability [T, V]; scale: d loss / d token_loss times the cotangent.
+
+def cross_entropy(tensors: Tensors, attrs: Attributes, one: Arithmetic) -> dict[str, Computed]:
+    """loss = sum over rows with labels[t] != ignore_index of -log p[t, labels[t]], over their count where reduction is mean.
+
+    d = z - max z; e = exp d; S = sum e; log p = d - log S, so that nothing overflows: a stack that forms max z + log S first and
+    takes z from it loses u |max z|. logits_grad = loss_bar / count (p - 1[v = label]), p = exp(log p) or e / S; exactly 0 in an
+    ignored row. A logit of -inf has p = 0 and no gradient; the label's is finite, and one row at least is not ignored.
     """
+    labels_T = tensors["labels"]
+    supervised_T = labels_T != attrs.get("ignore_index", IGNORE_INDEX)
+    present_TV = ~np.isneginf(tensors["logits"])
+    z_TV = one.given(np.where(present_TV, tensors["logits"], np.min(tensors["logits"], where=present_TV, initial=np.inf)))
+    label_TV = (np.arange(z_TV.shape[1]) == labels_T[:, None]) & supervised_T[:, None]
+    d_TV = z_TV - z_TV.max(-1, keepdims=True)
+    e_TV = d_TV.exp().where(present_TV)
+    total_T1 = e_TV.sum(-1, keepdims=True)
+    log_p_TV = d_TV - total_T1.log()
+    count = float(supervised_T.sum()) if attrs.get("reduction", "mean") == "mean" else 1.0
+    loss = (-log_p_TV).where(label_TV).reshape(-1).sum(0)
+    if count != 1:
+        loss = loss / one.exact(count)
+    answer = {"loss": loss}
+    if "loss_bar" in tensors:
+        p_TV = log_p_TV.exp().either(e_TV / total_T1).where(present_TV)
+        answer["logits_grad"] = _gradient(p_TV, label_TV, one.given(tensors["loss_bar"]), count).where(supervised_T[:, None])
+    return answer
 
-    loss: np.ndarray
-    logits_grad: np.ndarray
-    supervised: np.ndarray
-    shifted: np.ndarray
-    log_sum: np.ndarray
-    token_loss: np.ndarray
-    label_column: np.ndarray
-    probability: np.ndarray
-    scale: float
-    count: int
 
-
-def cross_entropy(logits_TV: np.ndarray, labels_T: np.ndarray, *, reduction: str, ignore_index: int, loss_bar: float) -> CrossEntropy:
-    """The loss and its gradient with respect to the logits, for a cotangent of the loss."""
-    logits = logits_TV.astype(np.float64)
-    supervised = labels_T != ignore_index
-    column = np.where(supervised, labels_T, 0)
-    rows = np.arange(len(labels_T))
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(shifted).sum(axis=1))
-    token_loss = np.where(supervised, log_sum - shifted[rows, column], 0.0)
-    count = int(supervised.sum())
-    divisor = count if reduction == "mean" else 1
-    probability = np.exp(shifted - log_sum[:, None])
-    one_hot = np.zeros_like(probability)
-    one_hot[rows, column] = 1.0
-    scale = loss_bar / divisor
-    return CrossEntropy(
-        loss=np.asarray(token_loss.sum() / divisor),
-        logits_grad=np.where(supervised[:, None], scale * (probability - one_hot), 0.0),
-        supervised=supervised,
-        shifted=shifted,
-        log_sum=log_sum,
-        token_loss=token_loss,
-        label_column=column,
-        probability=probability,
-        scale=scale,
-        count=count,
-    )
+def _gradient(p_TV: Computed, label_TV: np.ndarray, loss_bar: Computed, count: float) -> Computed:
+    """(p - 1[label]) loss_bar / count, the difference taken first or last."""
+    one = p_TV.arithmetic
+    scale = loss_bar / one.exact(count) if count != 1 else loss_bar
+    one_hot_TV = one.exact(label_TV.astype(np.float64))
+    return ((p_TV - one_hot_TV) * scale).either(p_TV * scale - one_hot_TV * scale)

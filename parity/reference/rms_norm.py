@@ -18,11 +18,19 @@ def rms_norm(tensors: Tensors, attrs: Attributes, one: Arithmetic) -> dict[str, 
     mean_T1 = (x_TD * x_TD).sum(-1, keepdims=True) * (1 / width)
     rate_T1 = one.exact(1.0) / (mean_T1 + attrs["eps"]).sqrt()
     xhat_TD = x_TD * rate_T1
-    answer = {"y": xhat_TD * weight_D}
+    answer = {"y": (xhat_TD * weight_D).either((x_TD * weight_D) * rate_T1)}
     if "y_bar" in tensors:
         y_bar_TD = one.given(tensors["y_bar"])
         g_TD = y_bar_TD * weight_D
         inner_T1 = (g_TD * xhat_TD).sum(-1, keepdims=True) * (1 / width)
-        answer["x_grad"] = rate_T1 * (g_TD - xhat_TD * inner_T1)
+        closed_TD = rate_T1 * (g_TD - xhat_TD * inner_T1)
+        square_TD = through_the_square(x_TD, g_TD, rate_T1)
+        answer["x_grad"] = closed_TD.either(g_TD * rate_T1 + square_TD + square_TD)
         answer["weight_grad"] = (y_bar_TD * xhat_TD).sum(0)
     return answer
+
+
+def through_the_square(x_TD: Computed, g_TD: Computed, rate_T1: Computed) -> Computed:
+    """Half of x's share through r, as autograd has it: one factor's of x * x; r_bar = sum(g x), mean_bar = -r_bar r^3 / 2."""
+    mean_bar_T1 = (g_TD * x_TD).sum(-1, keepdims=True) * (rate_T1 * rate_T1 * rate_T1) * -0.5
+    return mean_bar_T1 * (1 / x_TD.shape[-1]) * x_TD

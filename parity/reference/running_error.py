@@ -20,12 +20,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import erf
+from scipy.special import erf, erfc
 
 from contract.worker.capabilities import Elementary, Function
 
 ULP_IN_U = 2.0
 """One ulp is at most 2 u of its value, for normal numbers."""
+
+LIMIT_IN_U = 2.0**-5
+"""tanh and erf are +-1 where they lie within so many u of it, so that 1 + tanh x is 0 there. A rounding to nearest is from u / 2 on;
+NumPy's float32 tanh from 0.07 u on, the last of those that were measured."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Arithmetic:
     def u(self) -> float:
         """Unit roundoff: half the spacing at 1."""
         return float(np.finfo(self.dtype).eps) / 2
+
+    @cached_property
+    def ulp(self) -> float:
+        """The most that one ulp is of a normal value; of one that is rounded up to a power of two, 1 + u times as much."""
+        return ULP_IN_U * self.u * (1 + self.u)
 
     @cached_property
     def tiny(self) -> float:
@@ -63,7 +72,17 @@ class Arithmetic:
     def constant(self, value: float) -> Computed:
         """A number of the formula, rounded once on its way into a kernel; exact where float32 holds it."""
         rounded = 0.0 if float(np.float32(value)) == value else self.u * abs(value)
-        return Computed(np.asarray(value), np.asarray(rounded), self)
+        return Computed(np.asarray(float(value)), np.asarray(rounded), self)
+
+    def cast(self, host: Computed) -> Computed:
+        """A number that the host computed in float64, rounded once on its way into a kernel; exact where float32 holds it."""
+        kept = (self.dtype == "float64") | ((host.error == 0) & (host.value.astype(np.float32) == host.value))
+        return Computed(host.value, host.error + np.where(kept, 0.0, self.u * host.size), self)
+
+    def power(self, base: float, exponent: Computed) -> Computed:
+        """base^exponent, as e^(exponent ln base): a library's own power errs by less; exactly 1 where the exponent is exactly 0."""
+        error = (exponent * self.exact(base).log()).exp().error
+        return Computed(np.power(base, exponent.value), error, self).where(exponent.size > 0, 1.0)
 
     def declaration(self, function: Function) -> tuple[float, float]:
         """Worst ulp and absolute part that the stack declares of a function in this dtype.
@@ -100,7 +119,8 @@ class Computed:
 
     def __add__(self, other: Computed | float) -> Computed:
         right = self._operand(other)
-        return self._made(self.value + right.value, self.error + right.error).rounded()
+        made = self._made(self.value + right.value, self.error + right.error)
+        return made.rounded(at_most=np.minimum(self.size, right.size))
 
     def __sub__(self, other: Computed | float) -> Computed:
         return self + -self._operand(other)
@@ -126,7 +146,7 @@ class Computed:
             value = self.value / right.value
             least = np.abs(right.value) - right.error
             error = np.where(least > 0, (self.error + np.abs(value) * right.error) / least, np.inf)
-            error = error + ULP_IN_U * one.u * one.declaration("reciprocal")[0] * (np.abs(value) + error)
+            error = error + one.ulp * one.declaration("reciprocal")[0] * (np.abs(value) + error)
             # a reciprocal below tiny, or of an infinity
             error = error + np.where(right.size > 1 / one.tiny, self.size * one.tiny, 0.0)
             error = np.where(right.size > one.largest, np.abs(value) + self.size * one.tiny, error)
@@ -164,15 +184,18 @@ class Computed:
 
     def sqrt(self) -> Computed:
         """The square root."""
-        root, least = np.sqrt(self.value), np.sqrt(np.maximum(self.value - self.error, 0.0))
-        change = np.divide(self.error, root + least, out=np.zeros_like(root), where=root + least > 0)
-        return self._function("sqrt", root, np.where(root > 0, change, np.sqrt(self.error)))
+        root, least, most = (np.sqrt(np.maximum(x, 0.0)) for x in (self.value, self.value - self.error, self.value + self.error))
+        apart = np.divide(self.error, root + least, out=np.zeros_like(root), where=root + least > 0)
+        # of an operand that may be 0: down to 0, or up
+        return self._function("sqrt", root, np.where(least > 0, apart, np.maximum(root, most - root)))
 
     def exp(self) -> Computed:
         """e^x; where it overflows its error is infinite, and only a division by it has a bound again."""
         with np.errstate(all="ignore"):
             value = np.exp(self.value)
-            change = np.where(self.error > 0, value * np.expm1(self.error), 0.0)
+            # e^(x + error) - e^x; and an e^x that float64 has no number for is not 0
+            change = np.where(self.error > 0, np.exp(self.value + self.error) * -np.expm1(-self.error), 0.0)
+            change = np.where((value == 0) & np.isfinite(self.value), np.finfo(np.float64).smallest_subnormal, change)
         return self._function("exp", value, change)
 
     def log(self) -> Computed:
@@ -184,12 +207,14 @@ class Computed:
     def tanh(self) -> Computed:
         """tanh x; its slope is 1 - tanh^2."""
         nearest = np.maximum(np.abs(self.value) - self.error, 0.0)
-        return self._function("tanh", np.tanh(self.value), self.error * (1 - np.tanh(nearest) ** 2))
+        change = self.error * (1 - np.tanh(nearest) ** 2)
+        return self._function("tanh", np.tanh(self.value), change)._limited(2 * np.exp(-2 * nearest))
 
     def erf(self) -> Computed:
         """erf x; its slope is 2 / sqrt(pi) e^(-x^2)."""
         nearest = np.maximum(np.abs(self.value) - self.error, 0.0)
-        return self._function("erf", erf(self.value), self.error * (2 / np.sqrt(np.pi)) * np.exp(-nearest * nearest))
+        change = self.error * (2 / np.sqrt(np.pi)) * np.exp(-nearest * nearest)
+        return self._function("erf", erf(self.value), change)._limited(erfc(nearest))
 
     def sin(self) -> Computed:
         """sin x; its slope is at most 1."""
@@ -203,14 +228,19 @@ class Computed:
         """The value where `mask` holds, an exact number elsewhere."""
         return self._made(np.where(mask, self.value, otherwise), np.where(mask, self.error, 0.0))
 
-    def rounded(self, times: int = 1) -> Computed:
-        """So many roundings more: where legal implementations differ, the one that rounds most often counts."""
+    def rounded(self, times: int = 1, *, at_most: np.ndarray | float = np.inf) -> Computed:
+        """So many roundings more: where legal implementations differ, the one that rounds most often counts.
+
+        Args:
+            at_most: what one rounding errs by at most, beside underflow. A sum rounded to nearest errs by no more than its smaller
+                operand, since the larger one is a number too (Shewchuk 1997, lemma 1); 1 + e is 1 where e is tiny.
+        """
         one, value, error = self.arithmetic, self.value, self.error
         with np.errstate(all="ignore"):
             for _ in range(times):
                 size = np.abs(value) + error
                 below = (size > 0) & (np.abs(value) - error < one.tiny)
-                error = error + one.u * size + np.where(below, one.tiny, 0.0)
+                error = error + np.minimum(one.u * size, at_most) + np.where(below, one.tiny, 0.0)
                 error = np.where(np.abs(value) + error > one.largest, np.inf, error)
         return self._made(value, error)
 
@@ -218,7 +248,12 @@ class Computed:
         """The same exact value by another legal formula: the larger error."""
         return self._made(self.value, np.maximum(self.error, other.error))
 
-    def capped(self, largest: float) -> Computed:
+    def clipped(self, low: float, high: float) -> Computed:
+        """Within [low, high]; what surely lies outside is the end itself, exactly."""
+        surely = (self.value + self.error <= low) | (self.value - self.error >= high)
+        return self._made(np.clip(self.value, low, high), np.where(surely, 0.0, np.minimum(self.error, high - low)))
+
+    def capped(self, largest: float | np.ndarray) -> Computed:
         """A value whose computed counterpart can't err by more, as one that lies in [0, 1]."""
         return self._made(self.value, np.minimum(self.error, largest))
 
@@ -243,10 +278,14 @@ class Computed:
         ulp, absolute = one.declaration(function)
         with np.errstate(all="ignore"):
             size = np.abs(value) + change
-            error = change + ULP_IN_U * one.u * ulp * size + np.where(size > 0, absolute, 0.0)
+            error = change + one.ulp * ulp * size + np.where(size > 0, absolute, 0.0)
             error = error + np.where((size > 0) & (np.abs(value) - change < one.tiny), one.tiny, 0.0)
             error = np.where(np.isnan(error) | (size > one.largest), np.inf, error)
         return self._made(value, error)
+
+    def _limited(self, gap: np.ndarray) -> Computed:
+        """A function that tends to +-1, of which `gap` is left: computed as +-1 itself where the gap is less than any rounding."""
+        return self._made(self.value, np.where(gap <= LIMIT_IN_U * self.arithmetic.u, gap, self.error))
 
     def _gamma(self, terms: np.ndarray) -> np.ndarray:
         """gamma_k = k u / (1 - k u) (Higham 2002, lemma 3.1)."""
@@ -261,7 +300,7 @@ class Computed:
         return Computed(np.broadcast_to(value, shape), np.broadcast_to(error, shape), self.arithmetic)
 
 
-_NUMPY_ULP: dict[Function, float] = {"exp": 1, "log": 1, "sqrt": 0.5, "reciprocal": 0.5, "tanh": 2, "erf": 2, "sin": 1, "cos": 1}
+_NUMPY_ULP: dict[Function, float] = {"exp": 1, "log": 1, "sqrt": 0.5, "reciprocal": 0.5, "tanh": 2, "erf": 3, "sin": 1, "cos": 1}
 """What NumPy's and SciPy's functions err by; tests/parity/reference/test_running_error.py verifies it."""
 
 REFERENCE = Arithmetic(

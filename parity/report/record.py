@@ -39,6 +39,14 @@ class Controls(_Record):
     caught: int = 0
 
 
+class Tightness(_Record):
+    """observed / bound over all examples of a tensor; each example counts with its component of least head-room."""
+
+    median: Number
+    most: Number = Field(description="99 % of the examples lie at or below it")
+    largest: Number
+
+
 class TensorResult(_Record):
     """The tightest comparison of one tensor over all examples."""
 
@@ -49,6 +57,7 @@ class TensorResult(_Record):
     bound_source: str
     headroom: Number | None = Field(description="bound / observed; null where nothing was observed")
     relative: Number | None = Field(default=None, description="graphs: the largest |difference| / |reference| of a row")
+    tightness: Tightness | None = Field(default=None, description="null where a bound is 0: bit for bit")
     case: str
 
 
@@ -69,6 +78,11 @@ class Result(_Record):
     headroom: Number | None = None
     examples: int = 0
     real_weights: int = Field(default=0, description="how many of the examples are of a real checkpoint")
+    drawn: int = Field(default=0, description="how many of the examples were drawn")
+    alarms: int = Field(default=0, description="drawn examples on which a comparison failed")
+    alarm_rate: float | None = Field(
+        default=None, description="drawn examples fail less often than that, with 95 % confidence (Clopper-Pearson)"
+    )
     seconds: float = Field(default=0.0, description="the run's time while this cell's check was asked, shared by its cells")
     reason: str = Field(default="", description="why it is not pass: what failed, died, was skipped or does not apply")
     tensors: tuple[TensorResult, ...] = ()

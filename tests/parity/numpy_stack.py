@@ -23,6 +23,11 @@ from contract.worker.serve import Channel, serve
 from contract.worker.stack import Attributes, Reply, Tensors
 from parity.reference import nf4
 
+if __name__ == "__main__":  # a script finds its own folder alone
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.parity.numpy_primitives import ELEMENTARY, PRIMITIVES
+
 FOREVER = 600.0
 Arrays = dict[str, np.ndarray]
 
@@ -55,7 +60,7 @@ def _cross_entropy(attrs: Attributes, t: Tensors) -> Arrays:
 
 
 def _elementary(attrs: Attributes, t: Tensors) -> Arrays:
-    return {"y": {"exp": np.exp, "log": np.log}[attrs["function"]](t["x"])}
+    return {"y": ELEMENTARY[attrs["function"]](t["x"])}
 
 
 def _quantize(attrs: Attributes, t: Tensors) -> Arrays:
@@ -96,6 +101,7 @@ COMPUTE: Mapping[str, Callable[[Attributes, Tensors], Arrays]] = {
     "nf4_unnest": _unnest,
     "nf4_dequantize": _dequantize,
     "nf4_linear": _nf4_linear,
+    **PRIMITIVES,
 }
 
 
@@ -142,6 +148,19 @@ SPOILT: Mapping[str, Callable[[Arrays], Arrays]] = {
 }
 """What becomes of the answer to a matmul; every other operation is computed right."""
 
+LARGEST = float(np.finfo("float64").max)
+WORST_ULP: Mapping[str, Mapping[str, float]] = {
+    "exp": {"float32": 3, "float64": 1},
+    "log": {"float32": 4, "float64": 1},
+    "sqrt": {"float32": 0.5, "float64": 0.5},
+    "reciprocal": {"float32": 0.5, "float64": 0.5},
+    "tanh": {"float32": 2, "float64": 2},
+    "erf": {"float32": 0.5, "float64": 4},
+    "sin": {"float64": 1},
+    "cos": {"float64": 1},
+}
+"""Largest errors measured, rounded up: NumPy 2.4 and SciPy 1.17; test_registry.py verifies them as it does a stack's."""
+
 CAPABILITIES = Capabilities.model_validate(
     {
         "protocol": 1,
@@ -152,9 +171,9 @@ CAPABILITIES = Capabilities.model_validate(
         "requests": ["probe", "compute", "close"],
         "operations": {op: ["float32"] if op.startswith("nf4") else ["float32", "float64"] for op in COMPUTE},
         "elementary": [
-            {"function": function, "dtype": dtype, "low": low, "high": high, "ulp": 4, "absolute": 0}
-            for function, low, high in (("exp", -746, 0), ("log", 1, 1e6))
-            for dtype in ("float32", "float64")
+            {"function": function, "dtype": dtype, "low": -LARGEST, "high": LARGEST, "ulp": ulp, "absolute": 0}
+            for function, by_dtype in WORST_ULP.items()
+            for dtype, ulp in by_dtype.items()
         ],
     }
 )

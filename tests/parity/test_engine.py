@@ -65,7 +65,7 @@ def test_right_stacks_pass(check: Check) -> None:
     assert len(results) == len(cells_of(check, ["good", "bad"]))
     for result in results:
         assert result.status is Status.PASS, result.reason
-        assert result.examples >= 12
+        assert result.examples >= check.drawn(12)
         assert result.controls.applied > 0
         assert result.controls.caught == result.controls.applied
         assert result.tensors

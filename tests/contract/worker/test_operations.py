@@ -80,6 +80,110 @@ def test_nf4_dequantize_and_linear() -> None:
     assert expected_answer(OPERATIONS["nf4_linear"], NF4, tensors) == {"y": ((3, 5), "float32"), "x_grad": ((3, 39), "float32")}
 
 
+ROWS, WIDTH = (5, 6), (6,)
+SEQUENCES, GROUPS = (2, 4, 5, 6), (2, 2, 5, 6)
+PARAMETERS = dict.fromkeys(("weight", "gradient", "m", "v"), (9,))
+
+PRIMITIVES: list[tuple[str, dict[str, object], Tensors, dict[str, tuple[int, ...]]]] = [
+    (
+        "embedding",
+        {},
+        zeros(weight=(11, 6), y_bar=ROWS) | zeros("int64", ids=(5,)),
+        {"y": ROWS, "weight_grad": (11, 6)},
+    ),
+    ("rms_norm", {"eps": 1e-5}, zeros(x=ROWS, weight=WIDTH, y_bar=ROWS), {"y": ROWS, "x_grad": ROWS, "weight_grad": WIDTH}),
+    (
+        "layer_norm",
+        {"eps": 1e-5},
+        zeros(x=ROWS, weight=WIDTH, bias=WIDTH, y_bar=ROWS),
+        {"y": ROWS, "x_grad": ROWS, "weight_grad": WIDTH, "bias_grad": WIDTH},
+    ),
+    (
+        "rope",
+        {"theta": 1e4, "scaling": None},
+        zeros(x=SEQUENCES, y_bar=SEQUENCES) | zeros("int64", positions=(2, 5)),
+        {"y": SEQUENCES, "x_grad": SEQUENCES},
+    ),
+    (
+        "rope_tables",
+        {"head_dim": 6, "theta": 1e4, "scaling": None},
+        zeros("int64", positions=(5,)),
+        {"cos": ROWS, "sin": ROWS},
+    ),
+    ("softmax", {}, zeros(x=ROWS, y_bar=ROWS), {"y": ROWS, "x_grad": ROWS}),
+    (
+        "attention",
+        {"window": 3},
+        zeros(q=SEQUENCES, k=GROUPS, v=GROUPS, context_bar=SEQUENCES) | zeros("bool", valid=(2, 5)),
+        {"context": SEQUENCES, "q_grad": SEQUENCES, "k_grad": GROUPS, "v_grad": GROUPS},
+    ),
+    ("silu", {}, zeros(x=(7,), y_bar=(7,)), {"y": (7,), "x_grad": (7,)}),
+    ("gelu", {"approximate": "tanh"}, zeros(x=(7,), y_bar=(7,)), {"y": (7,), "x_grad": (7,)}),
+    ("swiglu", {}, zeros(gate=ROWS, up=ROWS, y_bar=ROWS), {"y": ROWS, "gate_grad": ROWS, "up_grad": ROWS}),
+    (
+        "lora_linear",
+        {"alpha": 8, "rslora": True, "dropout": 0.5},
+        zeros(x=ROWS, weight=(4, 6), bias=(4,), lora_a=(3, 6), lora_b=(4, 3), y_bar=(5, 4)) | zeros("bool", keep=ROWS),
+        {"y": (5, 4), "x_grad": ROWS, "lora_a_grad": (3, 6), "lora_b_grad": (4, 3)},
+    ),
+    ("clip_gradients", {"max_norm": 1.0}, zeros(a=(3, 4), b=(5,)), {"norm": (), "a_clipped": (3, 4), "b_clipped": (5,)}),
+    (
+        "adamw_step",
+        {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
+        zeros(**PARAMETERS) | zeros("int64", step=()),
+        {"weight_next": (9,), "m_next": (9,), "v_next": (9,), "step_next": ()},
+    ),
+]
+LARGEST = {op: tensors for op, _, tensors, _ in PRIMITIVES}
+each_primitive = pytest.mark.parametrize(("op", "attrs", "tensors", "shapes"), PRIMITIVES, ids=list(LARGEST))
+
+
+@each_primitive
+def test_a_primitive_with_all_that_it_takes(
+    op: str, attrs: dict[str, object], tensors: Tensors, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    operation = OPERATIONS[op]
+    assert set(tensors) == set(operation.inputs) | set(operation.cotangents()), "the largest request"
+    assert set(attrs) == operation.attributes
+    wide = {name: array.astype("float64") if array.dtype == "float32" else array for name, array in tensors.items()}
+    for dtype, sent in (("float32", tensors), ("float64", wide)):
+        expected = {name: (shape, "int64" if name == "step_next" else dtype) for name, shape in shapes.items()}
+        assert expected_answer(operation, {**attrs, "dtype": dtype}, sent) == expected
+
+
+@each_primitive
+def test_a_primitive_without_what_it_can_do_without(
+    op: str, attrs: dict[str, object], tensors: Tensors, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """No cotangent, no gradients; and none of the optional inputs."""
+    operation = OPERATIONS[op]
+    least = {name: array for name, array in tensors.items() if name in operation.inputs and not operation.inputs[name].optional}
+    assert set(expected_answer(operation, attrs, least)) == {name for name in shapes if not name.endswith("_grad")}
+    for name in least:
+        with pytest.raises(ValueError, match=f"{op}: input '{name}' is missing"):
+            expected_answer(operation, attrs, {other: array for other, array in least.items() if other != name})
+
+
+@pytest.mark.parametrize(("op", "attrs", "tensors"), [one[:3] for one in PRIMITIVES if one[0] != "rope_tables"])
+def test_no_tensor_may_be_longer_than_the_others_have_it(op: str, attrs: dict[str, object], tensors: Tensors) -> None:
+    """Each axis that another tensor has, too; the tables' positions are alone."""
+    operation = OPERATIONS[op]
+    specs = {**operation.inputs, **operation.cotangents()}
+    letters = [letter for spec in specs.values() for letter in spec.dims]
+    for name, array in tensors.items():
+        for axis, letter in enumerate(specs[name].dims):
+            if letters.count(letter) > 1:
+                longer = np.concatenate([array, np.take(array, [0], axis)], axis)
+                with pytest.raises(ValueError, match=rf"{op}: .* has {letter} = \d+, .*must agree"):
+                    expected_answer(operation, attrs, {**tensors, name: longer})
+
+
+def test_the_primitives_are_all_here() -> None:
+    """An operation that is added to the table is added to this one, or tested by itself above."""
+    alone = {"matmul", "linear", "cross_entropy", "elementary", *(name for name in OPERATIONS if name.startswith("nf4_"))}
+    assert {one[0] for one in PRIMITIVES} == set(OPERATIONS) - alone
+
+
 @pytest.mark.parametrize(
     ("op", "attrs", "tensors", "why"),
     [
@@ -102,6 +206,17 @@ def test_nf4_dequantize_and_linear() -> None:
         ("linear", {}, zeros(x=(2, 3), weight=(4, 3), bias=(3,)), "bias has O = 3, another tensor has O = 4"),
         ("cross_entropy", {}, zeros(logits=(2, 3), labels=(2,)), "labels is float32, must be int64"),
         ("elementary", {"function": "exp"}, zeros(x=(3,), y_bar=(3,)), "unknown input 'y_bar'"),
+        ("embedding", {}, zeros(weight=(2, 3), ids=(4,)), "ids is float32, must be int64"),
+        ("rope_tables", {"theta": 1e4}, zeros("int64", positions=(4,)), "attribute head_dim is None, must be an integer"),
+        ("attention", {"causal": True}, zeros(q=SEQUENCES, k=GROUPS, v=GROUPS), r"unknown attribute \['causal'\]; allowed: \['dtype'"),
+        ("attention", {}, zeros(q=SEQUENCES, k=GROUPS, v=GROUPS, valid=(2, 5)), "valid is float32, must be bool"),
+        (
+            "lora_linear",
+            {"frozen": ["weight"]},
+            LARGEST["lora_linear"],
+            r"frozen is \['weight'\], must be a list of names from \['x', 'lora_a'",
+        ),
+        ("adamw_step", {"amsgrad": True}, LARGEST["adamw_step"], r"unknown attribute \['amsgrad'\]"),
         ("nf4_quantize", {}, zeros(weight=(2, 3)), "attribute block_size is None, must be an integer"),
         ("nf4_quantize", {"block_size": 0}, zeros(weight=(2, 3)), "attribute block_size is 0"),
         ("nf4_quantize", {"block_size": "64"}, zeros(weight=(2, 3)), "attribute block_size is '64'"),

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
-from parity.checks import cross_entropy, nf4, products, registry, strategies
+from parity.checks import products, registry, strategies
 from parity.checks.check import Case, Check
 
 SHAPE = (6, 257)
 RNG_SEED = 4
+WITH_INFINITIES = {"a.softmax", "a.softmax_exact", "a.cross_entropy_masked"}
+"""Checks whose cases may hold logits of -inf; those that end in _special hold what else is special."""
 
 
 def values(kind: str) -> np.ndarray:
@@ -71,46 +73,6 @@ def test_shapes_tell_their_dimensions_apart() -> None:
     assert max(shape[1] for shape in products.SHAPES) >= 1024
 
 
-def test_layouts_hold_what_hides_bugs() -> None:
-    sizes = [(rows * columns, columns, block) for rows, columns, block in nf4.LAYOUTS]
-    assert any(count % block for count, _, block in sizes), "a tail block"
-    assert any(columns % 16 == 0 and columns % block for _, columns, block in sizes), "a multiple of 16 and not of the block"
-    assert any(-(-count // block) > 256 for count, _, block in sizes), "more than one nested block"
-    assert any(count % 2 for count, _, _ in sizes), "an odd count"
-    assert len({block for _, _, block in sizes}) >= 4
-
-
-@pytest.mark.parametrize("kind", nf4.WEIGHTS)
-def test_weights_are_finite(kind: str) -> None:
-    for layout in nf4.LAYOUTS:
-        weight = nf4._weight(np.random.default_rng(1), layout, kind)
-        assert weight.dtype == np.float32
-        assert weight.shape == layout[:2]
-        assert np.isfinite(weight).all()
-
-
-def test_near_midpoints_are_near_midpoints() -> None:
-    from parity.reference import nf4 as reference
-
-    weight = nf4._weight(np.random.default_rng(1), (64, 64, 64), "near midpoints")
-    scaled = weight * (1 / np.abs(weight).max(axis=1, keepdims=True))
-    distance = np.abs(scaled[:, 1:, None] - reference.MIDPOINTS)
-    nearest = distance.argmin(axis=2)
-    ulps = distance.min(axis=2) / np.spacing(np.abs(reference.MIDPOINTS))[nearest]
-    assert np.mean(ulps <= 4) > 0.99
-    assert set(nearest.reshape(-1)) == set(range(15))
-    codes = reference.quantize(weight, 64).codes.reshape(64, 64)[:, 1:]
-    assert np.any(codes == nearest)
-    assert np.any(codes == nearest + 1)
-
-
-def test_zero_blocks_are_drawn() -> None:
-    weight = nf4._weight(np.random.default_rng(1), (64, 64, 64), "zero blocks")
-    empty = ~weight.any(axis=1)
-    assert empty.any()
-    assert not empty.all()
-
-
 def drawn_cases(check: Check, count: int) -> list[Case]:
     cases: list[Case] = []
 
@@ -134,23 +96,11 @@ def test_a_case_can_be_made_again_from_its_draw_and_asks_sound_requests(check: C
             for request in plan.requests(case):
                 assert expected_answer(OPERATIONS[request.op], request.attrs, request.tensors)
                 assert request.attrs.get("dtype", "float32") == plan.dtype
-                assert all(np.isfinite(array).all() for array in request.tensors.values() if array.dtype.kind == "f")
+                finite = all(np.isfinite(array).all() for array in request.tensors.values() if array.dtype.kind == "f")
+                assert finite or check.id.endswith("_special") or check.id in WITH_INFINITIES
                 assert [r.key() for r in plan.requests(case)] == [r.key() for r in plan.requests(case)]
                 for name, narrow in request.narrow.items():
                     np.testing.assert_array_equal(narrow.astype(request.tensors[name].dtype), request.tensors[name])
-
-
-def test_cross_entropy_draws_ignored_rows_of_each_kind() -> None:
-    (check,) = cross_entropy.CHECKS
-    cases = drawn_cases(check, 150)
-    ignored = {(case.attrs["ignore_index"], bool(np.any(case.inputs["float32"]["labels"] == case.attrs["ignore_index"]))) for case in cases}
-    assert {(-100, True), (-1, True), (0, True), (-100, False)} <= ignored
-    assert {case.attrs["reduction"] for case in cases} == {"sum", "mean"}
-    for case in cases:
-        labels = case.inputs["float32"]["labels"]
-        kept = labels != case.attrs["ignore_index"]
-        assert kept.any()
-        assert np.all((labels[kept] >= 0) & (labels[kept] < case.inputs["float32"]["logits"].shape[1]))
 
 
 @pytest.mark.parametrize("op", ["matmul", "linear"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import find, settings
 
 from contract.worker import discover
 from contract.worker.discover import StackInfo
@@ -17,13 +18,13 @@ from contract.worker.files import FileReference
 from parity import session
 from parity.cells import Cell
 from parity.checks import registry
-from parity.checks.check import Case, Question, Request
+from parity.checks.check import Answered, Case, Question, Request
 from parity.find import reproducer
 from parity.judge import controls
 from parity.judge.verdict import Comparison
 from parity.report.record import Result, Run, Status
 from parity.session import Options, Progress
-from tests.parity.numpy_stack import configure
+from tests.parity.numpy_stack import CAPABILITIES, configure
 
 COMPARISON = Comparison(
     tensor="y", passed=False, observed=2.0, bound=0.5, unit="absolute difference", bound_source="a test", where=(1, 0),
@@ -111,6 +112,32 @@ def test_tensors_are_spelt_bit_for_bit(dtype: str) -> None:
     assert spelt.dtype == array.dtype
     assert spelt.shape == array.shape
     assert spelt.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_infinities_and_nan_are_spelt_so_that_python_reads_them(dtype: str) -> None:
+    array = np.array([np.nan, np.inf, -np.inf, -0.0], dtype=dtype)
+    spelt = eval(reproducer._spell(Request(op="matmul", attrs={}, tensors={"a": array}), "a"), {"np": np})
+    np.testing.assert_array_equal(spelt, array)
+    assert np.signbit(spelt[3])
+    comparison = dataclasses.replace(COMPARISON, wanted=-np.inf)
+    assert 'wanted = float(one_matmul["y"][(1, 0)]), float("-inf")' in snippet_of(request(), comparison=comparison)
+
+
+def test_a_special_value_that_came_out_wrong_gives_a_snippet_that_runs() -> None:
+    """Two judgements of each function's answer, of which there are several in one case."""
+    cell = cell_of("a.elementary_special", Question.PRECISION)
+    case = find(cell.check.cases, lambda case: True, settings=settings(database=None, derandomize=True))
+    assert cell.plan is not None
+    requests = cell.plan.requests(case)
+    one = Answered(stack="one", capabilities=CAPABILITIES, answers=[{"y": np.zeros_like(asked.tensors["x"])} for asked in requests])
+    with np.errstate(all="ignore"):
+        failed = [comparison for comparison in cell.plan.judge(case, [one], 1e-9) if not comparison.passed]
+    assert failed
+    for comparison in failed:
+        text = snippet_of(*requests, comparison=comparison, cell=cell)
+        compile(text, "snippet", "exec")
+        assert "# judged by: parity run --only a.elementary_special" in text
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3, 4)])

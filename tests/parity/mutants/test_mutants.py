@@ -91,8 +91,8 @@ def test_an_unknown_mutant_is_refused() -> None:
 
 def test_the_smallest_layout_that_shows_the_defect_is_drawn() -> None:
     """So that the assertion above is about shrinking: (8, 16) in blocks of 64 stands before every larger such layout."""
-    from parity.checks import nf4
+    from parity.checks import nf4_inputs
 
-    at_risk = [layout for layout in nf4.LAYOUTS if layout[1] % layout[2] and layout[1] % 16 == 0]
+    at_risk = [layout for layout in nf4_inputs.LAYOUTS if layout[1] % layout[2] and layout[1] % 16 == 0]
     assert min(at_risk, key=lambda layout: np.prod(layout[:2])) == (8, 16, 64)
-    assert isinstance(nf4._packed_case("", (8, 16, 64), np.zeros(64, np.uint8), np.ones(2, np.float32)), Case)
+    assert isinstance(nf4_inputs.packed_case("", (8, 16, 64), np.zeros(64, np.uint8), np.ones(2, np.float32)), Case)
