@@ -68,5 +68,5 @@ def _drawn(check: Check, options: Options) -> Iterator[Case]:
     """The cases that `parity run` draws with the same profile and seed."""
     drawn: list[Case] = []
     seed = FIXED_SEED if options.seed is None else options.seed
-    engine.draw(check, drawn.append, check.drawn(PROFILES[options.profile].examples), seed, (Phase.generate,))
+    engine.draw(check, drawn.append, PROFILES[options.profile].drawn(check), seed, (Phase.generate,))
     return iter(drawn)

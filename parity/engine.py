@@ -26,6 +26,7 @@ from parity.checks.check import Answered, Arrays, Ask, Case, Check
 from parity.find import reproducer
 from parity.find.fault import Fault
 from parity.judge import confidence
+from parity.profiles import Profile
 from parity.report.record import Result
 from parity.tally import Tally
 
@@ -61,7 +62,7 @@ class Engine:
     Args:
         processes: the stacks by name.
         capabilities: what each declares.
-        examples: drawn examples a check.
+        profile: how many examples are drawn.
         rerun: the flags of `parity run` that draw the same inputs again, for snippets.
         statistical: how many statistical comparisons the whole run plans; the confidence is divided over them.
         on_example: called after each example, for a progress bar.
@@ -74,7 +75,7 @@ class Engine:
         processes: Mapping[str, StackProcess],
         capabilities: Mapping[str, Capabilities],
         *,
-        examples: int,
+        profile: Profile,
         seed: int,
         rerun: str,
         statistical: int,
@@ -84,7 +85,7 @@ class Engine:
         doing: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._processes, self._capabilities = processes, capabilities
-        self._examples, self._seed, self._rerun, self._mutants = examples, seed, rerun, tuple(mutants)
+        self._profile, self._seed, self._rerun, self._mutants = profile, seed, rerun, tuple(mutants)
         self._false_alarm = confidence.per_comparison(max(1, statistical))
         self._deadline, self._on_example, self._doing = deadline, on_example, doing
         self._harness_errors: dict[str, int] = dict.fromkeys(processes, 0)
@@ -131,7 +132,7 @@ class Engine:
                 example(case, drawn=False)
         except UserError as error:
             missing = str(error)
-        draw(check, example, check.drawn(self._examples), self._seed, (Phase.generate,))
+        draw(check, example, self._profile.drawn(check), self._seed, (Phase.generate,))
         while waiting:
             judge()
         return "the time budget was spent before all examples were asked" if self._out_of_time() else missing

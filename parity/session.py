@@ -29,7 +29,7 @@ from parity.engine import Engine, busy_seconds
 from parity.judge import confidence, waivers
 from parity.judge.waivers import Waiver
 from parity.mutants import catalogue
-from parity.profiles import FIXED_SEED, PROFILES
+from parity.profiles import FIXED_SEED, PROFILES, Profile
 from parity.report.record import Result, Run, StackRecord, Status, Timing, exit_code
 
 REQUEST_SECONDS = 120.0
@@ -169,12 +169,12 @@ def run(options: Options, progress: Progress) -> Run:
         here = devices(chosen, processes)
         cells = matrix.matrix(checks, here)
         engine = Engine(
-            processes, {name: info.capabilities for name, (info, _) in chosen.items()}, examples=profile.examples, seed=seed,
+            processes, {name: info.capabilities for name, (info, _) in chosen.items()}, profile=profile, seed=seed,
             rerun=_rerun(options, seed),
-            statistical=_statistical(cells, profile.examples), mutants=options.mutants,
+            statistical=_statistical(cells, profile), mutants=options.mutants,
             deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step, doing=progress.doing,
         )  # fmt: skip
-        progress.total(sum(check.drawn(profile.examples) + check.fixed_count for check in checks))
+        progress.total(sum(profile.drawn(check) + check.fixed_count for check in checks))
         results = []
         for check in checks:
             progress.doing(f"{check.id}: {check.title}")
@@ -271,12 +271,12 @@ def require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]
             raise UserError(f"mutant {name} is of the stack {stack}, which this run leaves out; add it to --stacks, or drop the mutant")
 
 
-def _statistical(cells: Sequence[Cell], examples: int) -> int:
+def _statistical(cells: Sequence[Cell], profile: Profile) -> int:
     """How many statistical comparisons a run may make: fixed cases and drawn ones, of every cell that has any."""
     count = 0
     for cell in cells:
         if cell.plan is not None and cell.plan.statistical:
-            count += cell.plan.statistical * (cell.check.drawn(examples) + cell.check.fixed_count)
+            count += cell.plan.statistical * (profile.drawn(cell.check) + cell.check.fixed_count)
     return count
 
 

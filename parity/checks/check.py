@@ -181,7 +181,7 @@ class Check:
     not_applicable:  the others, each with its reason
     operations:      what a stack must declare to be asked
     cases:           strategy of drawn inputs; None where all are fixed
-    cost:            how many examples of a cheap check one example stands for: a run draws so many fewer
+    cost:            how many examples of a cheap check one example stands for: but for the longest profile, a run draws so many fewer
     most:            no run draws more
     fixed_cases:     inputs that every run must cover: real weights, dense grids
     fixed_count:     how many those are
@@ -202,13 +202,6 @@ class Check:
     fixed_count: int = 0
     zoom: Callable[[Case, tuple[int, ...]], Case] | None = None
     locate: Locate | None = None
-
-    def drawn(self, examples: int) -> int:
-        """How many examples are drawn where a cheap check draws `examples`."""
-        if self.cases is None:
-            return 0
-        count = max(1, examples // self.cost)
-        return count if self.most is None else min(count, self.most)
 
     def __post_init__(self) -> None:
         asked = {plan.question for plan in self.plans}

@@ -200,7 +200,8 @@ def linear(
         ValueError: as `dequantize`.
     """
     _require_fit(quantized, block_size=block_size, elements=out_features * in_features)
-    if _cpu_kernel_is_wrong_for(quantized.packed.device, in_features, block_size):
+    one_byte = quantized.packed.numel() == 1  # bitsandbytes takes its [1, 1] for an older layout, and transposes the weight
+    if one_byte or _cpu_kernel_is_wrong_for(quantized.packed.device, in_features, block_size):
         # matmul_4bit dequantises with the same kernel, and its backward does so again.
         weight = dequantize(quantized, block_size=block_size, out_features=out_features, in_features=in_features)
         return torch.nn.functional.linear(x_TI, weight, bias_O)

@@ -20,6 +20,7 @@ from parity.checks.check import Case, Check, Plan
 from parity.engine import Engine, busy_seconds
 from parity.judge import controls
 from parity.judge.verdict import Comparison
+from parity.profiles import Profile
 from parity.report.record import Result, Status, exit_code
 from tests.parity.numpy_stack import CAPABILITIES, SPOILT, InProcess
 
@@ -40,7 +41,7 @@ def run(stacks: Stacks, *checks: Check, examples: int = 12, deadline: float | No
     engine = Engine(
         cast("Mapping[str, StackProcess]", stacks),
         dict.fromkeys(stacks, CAPABILITIES),
-        examples=examples,
+        profile=Profile(examples=examples),
         seed=1,
         rerun="--seed 1",
         statistical=100,
@@ -65,7 +66,7 @@ def test_right_stacks_pass(check: Check) -> None:
     assert len(results) == len(cells_of(check, ["good", "bad"]))
     for result in results:
         assert result.status is Status.PASS, result.reason
-        assert result.examples >= check.drawn(12)
+        assert result.examples >= Profile(examples=12).drawn(check)
         assert result.controls.applied > 0
         assert result.controls.caught == result.controls.applied
         assert result.tensors
@@ -259,7 +260,7 @@ def test_a_plan_is_asked_of_the_stacks_of_its_cell_only() -> None:
     cells = [cell for cell in cells_of(check, ["good", "other"]) if cell.stacks == ("good",)]
     engine = Engine(
         cast("Mapping[str, StackProcess]", {"good": good, "other": other}), dict.fromkeys(("good", "other"), CAPABILITIES),
-        examples=3, seed=1, rerun="--seed 1", statistical=1,
+        profile=Profile(examples=3), seed=1, rerun="--seed 1", statistical=1,
     )  # fmt: skip
     engine.run(check, cells)
     assert good.asked

@@ -21,6 +21,7 @@ from parity.checks.check import Answered, Check, Plan, Question
 from parity.checks.graph_case import GraphAsk, GraphCase
 from parity.engine import Engine
 from parity.find import bisect
+from parity.profiles import Profile
 from parity.report.record import Result, Status
 from tests.contract.model import tiny_checkpoint
 from tests.parity.graph_stack import CAPABILITIES, GraphStack, small_case, with_layout
@@ -40,7 +41,7 @@ def run(check: Check, *stacks: GraphStack, examples: int = 8) -> Mapping[tuple[s
     cells = [cell for cell in matrix.matrix([check], devices) if cell.plan is not None]
     engine = Engine(
         cast("Mapping[str, StackProcess]", {stack.name: stack for stack in stacks}), {stack.name: CAPABILITIES for stack in stacks},
-        examples=examples, seed=1, rerun="--seed 1", statistical=100,
+        profile=Profile(examples=examples), seed=1, rerun="--seed 1", statistical=100,
     )  # fmt: skip
     return {(result.question, result.dtype, *result.stacks): result for result in engine.run(check, cells)}
 
