@@ -1,6 +1,6 @@
 """What the gate itself costs: wall time, the stacks' busy time, the engine's overhead over it, and memory.
 
-Run: .venv/bin/python benchmarks/gate.py [--runs 3] [--tier A,B] [--only CHECK]
+Run: .venv/bin/python benchmarks/gate.py [--runs 3] [--tier A,B] [--only CHECK] [--profile quick]
 Each run is a process of its own, as a user's is: within one process a second run would find the first one's references cached.
 """
 
@@ -21,16 +21,17 @@ from pathlib import Path
 
 from parity.report.record import Run
 
-COMMAND = (sys.executable, "-c", "from parity.cli import main; main()", "run", "--profile", "quick")
+COMMAND = (sys.executable, "-c", "from parity.cli import main; main()", "run")
 SAMPLE_SECONDS = 0.2
 
 
 def main() -> None:
-    """Runs some tiers or checks at the quick profile several times."""
+    """Runs some tiers or checks several times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tier", default="A,B")
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--profile", default="quick")
     arguments = parser.parse_args()
     chosen = [part for check in arguments.only for part in ("--only", check)] or ["--tier", arguments.tier]
     walls, overheads = [], []
@@ -38,7 +39,9 @@ def main() -> None:
         record_file = Path(folder) / "run.json"
         for number in range(arguments.runs):
             began = time.monotonic()
-            run = subprocess.Popen([*COMMAND, *chosen, "--json", str(record_file)], stdout=subprocess.DEVNULL)
+            run = subprocess.Popen(
+                [*COMMAND, "--profile", arguments.profile, *chosen, "--json", str(record_file)], stdout=subprocess.DEVNULL
+            )
             with _peak_memory(run.pid) as peak:
                 code = run.wait()
             if code:

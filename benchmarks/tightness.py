@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from parity.report.record import Result, Run, Status
@@ -25,19 +25,27 @@ def main() -> None:
         print("\n".join(table), end="\n\n")
 
 
-def _who(result: Result) -> str:
-    return " = ".join(f"{stack} on {device}" for stack, device in zip(result.stacks, result.device, strict=True))
+def _each(result: Result) -> list[str]:
+    return [f"{stack} on {device}" for stack, device in zip(result.stacks, result.device, strict=True)]
 
 
-def _tightness(results: Iterable[Result]) -> Iterator[str]:
-    yield "| check | question | dtype | stack | tensor | median | 99 % | largest observed / bound |"
-    yield "|---|---|---|---|---|---|---|---|"
+def _tightness(results: Sequence[Result]) -> Iterator[str]:
+    """A line for each check, question and dtype, a column for each stack on a device: median, 99 % and largest of its tightest tensor.
+
+    What two stacks were asked together stands under both.
+    """
+    columns = list(dict.fromkeys(column for result in results for column in _each(result)))
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for result in results:
-        for tensor in result.tensors:
-            if tensor.tightness is not None:
-                shown = (tensor.tightness.median, tensor.tightness.most, tensor.tightness.largest)
-                numbers = " | ".join(f"{number:.2g}" for number in shown)
-                yield f"| {result.id} | {result.question} | {result.dtype} | {_who(result)} | {tensor.tensor} | {numbers} |"
+        found = [tensor.tightness for tensor in result.tensors if tensor.tightness is not None]
+        if found:
+            worst = max(found, key=lambda one: one.largest)
+            cell = " ".join(f"{number:.2g}" for number in (worst.median, worst.most, worst.largest))
+            lines.setdefault((result.id, result.question, result.dtype), {}).update(dict.fromkeys(_each(result), cell))
+    yield f"| check | question | {' | '.join(columns)} |"
+    yield "|---|---|" + "---|" * len(columns)
+    for (check, question, dtype), cells in lines.items():
+        yield f"| {check} | {question}, {dtype} | {' | '.join(cells.get(column, '') for column in columns)} |"
 
 
 def _alarms(results: Iterable[Result]) -> Iterator[str]:
@@ -46,7 +54,8 @@ def _alarms(results: Iterable[Result]) -> Iterator[str]:
     for result in results:
         rate = "" if result.alarm_rate is None else f"{result.alarm_rate:.2g}"
         room = "exact" if result.bound == 0 else "" if result.headroom is None else f"{result.headroom:.3g}"
-        yield f"| {result.id} | {result.question} | {result.dtype} | {_who(result)} | {result.drawn} | {result.alarms} | {rate} | {room} |"
+        who = " = ".join(_each(result))
+        yield f"| {result.id} | {result.question} | {result.dtype} | {who} | {result.drawn} | {result.alarms} | {rate} | {room} |"
 
 
 def _rates(results: Iterable[Result]) -> Iterator[str]:

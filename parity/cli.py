@@ -35,8 +35,9 @@ def run(
 ) -> None:
     """Runs the gate.
 
-    Exit codes: 0 pass; 1 divergence; 2 usage; 3 a worker died, hung or broke the protocol; 4 something asked for is
-    missing, skipped or not covered; 5 environment unfit. Of several, the first in the order 2, 5, 1, 3, 4.
+    Exit codes: 0 pass; 1 divergence; 2 usage; 3 a worker died, hung or broke the protocol, or a check reached no
+    verdict; 4 something asked for is missing, skipped or not covered; 5 environment unfit. Of several, the first in
+    the order 2, 5, 1, 3, 4.
     """
     from parity import profiles, session
     from parity.report import junit as junit_report

@@ -21,6 +21,10 @@ NESTED_BLOCK_SIZE = 256
 """Blocks of absmax that share one nested absmax (QLoRA, arXiv:2305.14314, section 3)."""
 
 
+LARGEST_HEAD_DIM = 65536
+"""head_dim comes as a number where there is no tensor to bound it: a typing error must not ask for terabytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One tensor: its dimensions by letter, and its dtype (or "work")."""
@@ -53,7 +57,7 @@ def expected_answer(
 
     Raises:
         ValueError: an unknown attribute, or an input that is missing, unknown, of the wrong rank or
-            dtype, or at odds with another input.
+            dtype, or at odds with another input; heads, a head_dim or a rank that the operation is not defined for.
     """
     allowed = operation.attributes | {"dtype"} | ({"frozen"} if operation.gradients else set())
     unknown = set(attrs) - allowed
@@ -83,6 +87,7 @@ def expected_answer(
         for name in wanted_gradients(operation, attrs):
             if name in tensors:
                 answer[f"{name}_grad"] = (_shape(operation.inputs[name], sizes), _dtype(operation.inputs[name], work))
+    _require_defined(operation.name, sizes)
     return answer
 
 
@@ -93,7 +98,7 @@ def wanted_gradients(operation: Operation, attrs: Mapping[str, object]) -> tuple
         ValueError: `frozen` is no list of names from `gradients`.
     """
     frozen = attrs.get("frozen", ())
-    if not isinstance(frozen, list | tuple) or not set(frozen) <= set(operation.gradients):
+    if not isinstance(frozen, list | tuple) or not all(name in operation.gradients for name in frozen):
         raise ValueError(f"{operation.name}: frozen is {frozen!r}, must be a list of names from {list(operation.gradients)}")
     return tuple(name for name in operation.gradients if name not in frozen)
 
@@ -105,6 +110,22 @@ def _sizes_from_attributes(operation: Operation, attrs: Mapping[str, object]) ->
             raise ValueError(f"{operation.name}: attribute {name} is {value!r}, must be an integer of at least 1")
     letters = {"out_features": "O", "in_features": "I", "head_dim": "E"}
     return {letter: int(str(attrs[name])) for name, letter in letters.items() if name in operation.attributes}
+
+
+def _require_defined(op: str, sizes: Mapping[str, int]) -> None:
+    """Sizes that fit each other and still mean nothing."""
+    if op == "attention" and (sizes["K"] == 0 or sizes["H"] % sizes["K"]):
+        raise ValueError(
+            f"{op}: q has {sizes['H']} heads, k and v have {sizes['K']}; allowed: a number of heads of q that is a multiple of that of "
+            "k and v, which is 1 or more; give as many query heads to each"
+        )
+    if op in ("rope", "rope_tables") and (sizes["E"] % 2 or sizes["E"] > LARGEST_HEAD_DIM):
+        raise ValueError(
+            f"{op}: head_dim is {sizes['E']}; allowed: an even number of at most {LARGEST_HEAD_DIM}, since RoPE turns pairs; "
+            "give heads of an even width"
+        )
+    if op == "lora_linear" and sizes["R"] == 0:
+        raise ValueError(f"{op}: lora_a and lora_b have rank 0; allowed: 1 and more; leave the adapter out and ask for linear")
 
 
 def _derive(op: str, attrs: Mapping[str, object], sizes: dict[str, int]) -> None:

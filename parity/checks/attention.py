@@ -42,10 +42,12 @@ class Shape:
         return {"q": query, "k": key, "v": key, "context_bar": query}
 
 
-PLAIN = Shape(1, 4, 2, 5, 16, (None, 2))
-PADDED = Shape(2, 6, 3, 7, 6, (None, 4), ("left", "right", "whole", "holes"))
-SHAPES = (PLAIN, PADDED)
-"""Windows smaller than the sequence by more than 2; 1 < key heads < heads; a head_dim whose root is no power of two."""
+ONE_KEY_HEAD = Shape(1, 3, 1, 3, 4, (None, 1))
+PLAIN = Shape(1, 4, 2, 5, 16, (None, 2, 1))
+PADDED = Shape(2, 6, 3, 7, 6, (None, 4, 9), ("left", "right", "whole", "holes"))
+SHAPES = (ONE_KEY_HEAD, PLAIN, PADDED)
+"""Windows of one token, smaller than the sequence by more than 2, and longer; key heads: one, and some; a head_dim whose root is no
+power of two."""
 
 EXACT_WINDOW = 2
 """A token of PLAIN then sees 1 or 2; head_dim 16, whose root and fourth root are powers of two."""
@@ -62,6 +64,9 @@ SCORED: dict[str, strategies.Fill] = {
     "huge": lambda rng, shape: 100 + rng.standard_normal(shape),  # scores of 1e4 and more
 }
 """q and k: what makes scores. v and the cotangent, in which everything is linear, take all values."""
+
+BELOW = (False, False, False, False, True)
+"""How often all scores lie at -1e4 and below: a mask of -1e4 in the place of -inf then hides nothing."""
 
 
 def valid_tokens(kind: str, rng: np.random.Generator, batch: int, length: int) -> np.ndarray:
@@ -83,11 +88,17 @@ def _drawn(draw: st.DrawFn) -> Case:
     window, padding = draw(st.sampled_from(shape.windows), label="window"), draw(st.sampled_from(shape.padding), label="padding")
     fills = {"q": SCORED, "k": SCORED, "v": strategies.VALUES, "context_bar": strategies.VALUES}
     kinds = {name: draw(st.sampled_from(list(fills[name])), label=name) for name in fills}
+    below = draw(st.sampled_from(BELOW), label="scores far below 0")
+    if below:
+        kinds |= {"q": "huge", "k": "huge"}
     rng = np.random.default_rng(seed)
-    inputs = strategies.by_dtype({name: fills[name][kinds[name]](rng, size) for name, size in shape.sizes().items()})
+    values = {name: fills[name][kinds[name]](rng, size) for name, size in shape.sizes().items()}
+    if below:
+        values["k"] *= -1
+    inputs, where = strategies.by_dtype(values), ", scores far below 0" if below else ""
     masks: Arrays = {} if padding == "none" else {"valid": valid_tokens(padding, rng, shape.batch, shape.length)}
     return Case(
-        name=f"attention {shape}, window {window}, padding {padding}, {kinds}, seed {seed}",
+        name=f"attention {shape}, window {window}, padding {padding}, {kinds}{where}, seed {seed}",
         inputs={dtype: {**arrays, **masks} for dtype, arrays in inputs.items()},
         attrs={"window": window},
     )

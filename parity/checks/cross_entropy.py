@@ -57,14 +57,15 @@ def _drawn(draw: st.DrawFn) -> Case:
 
 @st.composite
 def _masked(draw: st.DrawFn) -> Case:
-    """Logits of -inf, as of a token that must not be chosen: any but the label's; in one row all of those."""
+    """Logits of -inf, as of a token that must not be chosen: any but the label's, or but one of an ignored row; in one row all of those."""
     shape, seed = SHAPES[1], draw(strategies.SEEDS)
     case = _case(draw, shape, seed, draw(st.sampled_from(("gaussian", "spread"))))
     rng = np.random.default_rng([seed, 1])
     forbidden = rng.random(shape) < 0.4
     forbidden[rng.integers(shape[0])] = True
     labels = case.inputs["float64"]["labels"]
-    forbidden[np.arange(shape[0]), np.where(labels == case.attrs["ignore_index"], 0, labels)] = False
+    kept = np.where(labels == case.attrs["ignore_index"], rng.integers(0, shape[1], shape[0]), labels)
+    forbidden[np.arange(shape[0]), kept] = False
     inputs = {
         dtype: {**arrays, "logits": np.where(forbidden, -np.inf, arrays["logits"]).astype(dtype)} for dtype, arrays in case.inputs.items()
     }
@@ -75,7 +76,9 @@ def _case(draw: st.DrawFn, shape: tuple[int, int], seed: int, kind: str) -> Case
     reduction, ignore_index = draw(st.sampled_from(("sum", "mean"))), draw(st.sampled_from((-100, -1, 0)))
     ignored = draw(st.integers(0, shape[0] - 1), label="ignored rows")
     rng = np.random.default_rng(seed)
-    labels = rng.integers(1 if ignore_index == 0 else 0, shape[1], shape[0])
+    least, last = 1 if ignore_index == 0 else 0, shape[1] - 1
+    labels = rng.integers(least, last + 1, shape[0])
+    labels[rng.integers(shape[0])] = rng.choice([least, last])
     labels[rng.permutation(shape[0])[:ignored]] = ignore_index
     inputs = strategies.by_dtype({"logits": LOGITS[kind](rng, shape), "loss_bar": np.asarray(rng.uniform(0.5, 2.0))})
     return Case(

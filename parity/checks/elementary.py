@@ -6,6 +6,7 @@ A subnormal argument may be read as zero: then the answer is the function's valu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -61,7 +62,7 @@ def _judge(dtype: str) -> Judge:
         error = np.where(_read_as_zero(function, x, y), 0.0, elementary.error_in_ulp(exact, y))
         bound = bounds.elementary(declared, exact.ulp)
         return [
-            within("y - exact", error, np.zeros_like(error), bound, unit="ulp"),
+            _in_ulp(error, bound, y, exact.value),
             at_most(
                 f"absolute error of {function} as declared",
                 declared.absolute / bounds.smallest_normal(dtype),
@@ -73,6 +74,12 @@ def _judge(dtype: str) -> Judge:
         ]
 
     return judge
+
+
+def _in_ulp(error: np.ndarray, bound: bounds.Bound, y: np.ndarray, exact: np.ndarray) -> Comparison:
+    """The error in ulp, held against its bound, and the values at the point that has least room."""
+    judged = within("y", error, np.zeros_like(error), bound, unit="ulp")
+    return replace(judged, got=float(y[judged.where]), wanted=float(exact[judged.where]))
 
 
 def _read_as_zero(function: Function, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from parity.reference.lora_linear import lora_linear
 SHAPES = {(3, 5, 2, 4): False, (7, 33, 4, 20): True}
 """(tokens, in_features, rank, out_features), and whether there is a bias."""
 
-ALPHAS = (1, 3, 16)
+ALPHAS = (1, 3, 12.5)
 DROPOUTS = (0.0, 0.1, 0.25)
 EXACT_ALPHAS = (2, 8)
 """Over a rank of 4, or its root: s is a power of two."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from parity.checks import strategies
 from parity.checks.check import Answered, Arrays, Case, Check, Plan, Question, Request
+from parity.checks.primitive import NO_FAST_PATH
 from parity.judge import bounds
 from parity.judge.verdict import Comparison, root_mean_square, within
 from parity.reference import products
@@ -26,8 +27,6 @@ SHAPES: tuple[Shape, ...] = ((1, 1, 1), (2, 3, 2), (4, 4, 4), (5, 7, 3), (3, 64,
 RANDOM_SHAPES: tuple[Shape, ...] = ((3, 64, 5), (2, 257, 6), (4, 1024, 7))
 EXACT_BITS = {"float32": 13, "float64": 42}
 """Odd integers of that many bits times +-1, at most 2,047 of them: sums stay under 2^24 and 2^53."""
-
-NO_FAST_PATH = "a stack has one path for this operation"
 
 
 def _reference_matmul(tensors: Arrays) -> dict[str, Sums]:

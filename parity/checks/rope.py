@@ -25,7 +25,9 @@ TABLE_SHAPES = ((2, 2), (4, 6), (7, 64))
 """(tokens, head_dim)."""
 
 LONGEST = 1_048_575
-THETAS = (1e4, 5e5)
+THETAS = (1e4, 5e5, 40_890.7)
+"""The last, as of a base that was rescaled for longer texts, is no float32."""
+
 SCALINGS: dict[str, Mapping[str, object] | None] = {
     "none": None,
     "linear": {"rope_type": "linear", "factor": 3.0},

@@ -149,7 +149,9 @@ class Computed:
             error = error + one.ulp * one.declaration("reciprocal")[0] * (np.abs(value) + error)
             # a reciprocal below tiny, or of an infinity
             error = error + np.where(right.size > 1 / one.tiny, self.size * one.tiny, 0.0)
-            error = np.where(right.size > one.largest, np.abs(value) + self.size * one.tiny, error)
+            # of what overflows itself, not by its error alone, the quotient lies between 0 and little more than the exact one
+            overflows = (right.size > one.largest) & (np.abs(right.value) > one.largest / 2)
+            error = np.where(overflows, np.abs(value) + self.size * one.tiny, error)
             zero = (self.value == 0) & (self.error == 0)
         return self._made(np.where(zero, 0.0, value), np.where(zero, 0.0, error)).rounded()
 

@@ -49,16 +49,6 @@ def masked_softmax(scores_BHTS: Tensor, seen_TS: Tensor) -> Tensor:
     return _softmax(scores_BHTS, seen_TS.where(exp((scores_BHTS - maximum_BHT1).detach()), 0))
 
 
-def require_heads(heads: int, key_value_heads: int) -> None:
-    """Sees to it that each head of key and value goes with as many heads of the query.
-
-    Raises:
-        ValueError: H is no multiple of K.
-    """
-    if heads % key_value_heads:
-        raise ValueError(f"q has {heads} heads, k and v have {key_value_heads}; allowed: a number of heads of q that is a multiple of that")
-
-
 def scores(q_BHTE: Tensor, k_BKTE: Tensor, *, sqrt_head_dim_1: Tensor) -> Tensor:
     """q k^T / sqrt(head_dim), [B, H, T, S]; head h looks at key head h // G."""
     B, H, T, E = (int(size) for size in q_BHTE.shape)

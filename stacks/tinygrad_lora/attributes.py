@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+import numpy as np
 from pydantic import ValidationError
 
 from contract.model.layouts.rope import RopeScaling
@@ -12,14 +12,14 @@ from contract.worker.stack import Attributes
 
 
 def number(attrs: Attributes, name: str, allowed: str, holds: Callable[[float], bool], *, default: float | None = None) -> float:
-    """A finite number that obeys `holds`, which `allowed` says in words.
+    """A number that the request's dtype holds and that obeys `holds`, which `allowed` says in words.
 
     Raises:
         ValueError: it is something else, or missing without a default.
     """
-    value = attrs.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
-        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+    value, dtype = attrs.get(name, default), str(attrs.get("dtype", "float32"))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= float(np.finfo(dtype).max) or not holds(value):
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}, finite in {dtype}")
     return float(value)
 
 
@@ -47,6 +47,18 @@ def window(attrs: Attributes) -> int | None:
     value = attrs.get("window")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"window is {value!r}; allowed: an integer of at least 1, or null for no window")
+    return value
+
+
+def label(attrs: Attributes, name: str, default: int) -> int:
+    """A label, as int64 has it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = attrs.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}; allowed: an integer of int64, or nothing for {default}")
     return value
 
 

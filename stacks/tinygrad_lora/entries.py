@@ -63,7 +63,7 @@ def _dtype(attrs: Attributes) -> str:
 
 
 def _cross_entropy(attrs: Attributes, tensors: Tensors) -> Prepared:
-    reduction, ignore_index = attributes.choice(attrs, "reduction", loss.REDUCTIONS), int(attrs.get("ignore_index", IGNORE_INDEX))
+    reduction, ignore_index = attributes.choice(attrs, "reduction", loss.REDUCTIONS), attributes.label(attrs, "ignore_index", IGNORE_INDEX)
     logits_TV, labels_T = tensors["logits"], tensors["labels"]
     rows = loss.rows(labels_T, vocabulary=logits_TV.shape[1], reduction=reduction, ignore_index=ignore_index, dtype=_dtype(attrs))
     return Prepared(given={**{name: array for name, array in tensors.items() if name != "labels"}, **rows})
@@ -88,7 +88,7 @@ def _embedding(attrs: Attributes, tensors: Tensors) -> Prepared:
 
 
 def _norm(attrs: Attributes, tensors: Tensors) -> Prepared:
-    return Prepared(given={**tensors, **_numbers(attrs, width=tensors["x"].shape[-1], eps=attributes.not_negative(attrs, "eps"))})
+    return Prepared(given={**tensors, **_numbers(attrs, width=tensors["x"].shape[-1], eps=attributes.positive(attrs, "eps"))})
 
 
 def _rope_tables(attrs: Attributes, tensors: Tensors) -> Prepared:
@@ -108,7 +108,6 @@ def _tables(attrs: Attributes, positions: np.ndarray, head_dim: int) -> tuple[np
 
 
 def _attention(attrs: Attributes, tensors: Tensors) -> Prepared:
-    attention.require_heads(tensors["q"].shape[1], tensors["k"].shape[1])
     window = attributes.window(attrs)
     # no window is one of all tokens: the same kernels
     window_1 = np.array([min(window or tensors["q"].shape[2], tensors["q"].shape[2])], dtype=np.int32)
@@ -155,11 +154,11 @@ _ADAMW = ("weight", "gradient", "m", "v")
 
 def _adamw_step(attrs: Attributes, tensors: Tensors) -> Prepared:
     step = int(tensors["step"])
-    if step < 0:
-        raise ValueError(f"step is {step}; allowed: the number of steps that were done, at least 0")
+    if not 0 <= step < 2**53:
+        raise ValueError(f"step is {step}; allowed: the number of steps that were done, at least 0 and below 2^53")
     numbers = optim.adamw_numbers(
         step, lr=attributes.not_negative(attrs, "lr"), beta1=attributes.fraction(attrs, "beta1"),
-        beta2=attributes.fraction(attrs, "beta2"), eps=attributes.not_negative(attrs, "eps"),
+        beta2=attributes.fraction(attrs, "beta2"), eps=attributes.positive(attrs, "eps"),
         weight_decay=attributes.not_negative(attrs, "weight_decay"),
     )  # fmt: skip
     given = {**{name: tensors[name] for name in _ADAMW}, **_numbers(attrs, **numbers)}
@@ -207,7 +206,10 @@ ENTRIES: Mapping[str, Entry] = {
     "softmax": Entry(compute=lambda t: {"y": attention.softmax(t["x"])}),
     "attention": Entry(compute=_attend, prepare=_attention),
     "silu": Entry(compute=lambda t: {"y": activation.silu(t["x"])}),
-    "gelu": Entry(compute=lambda t, approximate: {"y": activation.gelu(t["x"], approximate=approximate)}, prepare=_gelu),
+    "gelu": Entry(
+        compute=lambda t, approximate: {"y": activation.gelu(t["x"], approximate=approximate)}, prepare=_gelu,
+        required=frozenset({"approximate"}),
+    ),
     "swiglu": Entry(compute=lambda t: {"y": activation.swiglu(t["gate"], t["up"])}),
     "lora_linear": Entry(compute=_lora, prepare=_lora_linear, required=frozenset({"alpha"})),
     "clip_gradients": Entry(compute=_clip, prepare=_clip_gradients, required=frozenset({"max_norm"})),

@@ -72,7 +72,10 @@ class TinygradLora:
         if missing:
             raise ValueError(f"{op}: attribute {missing[0]!r} is missing; give {sorted(entry.required)}")
         answer = expected_answer(operation, attrs, tensors)
-        prepared = entry.prepare(attrs, tensors)
+        try:
+            prepared = entry.prepare(attrs, tensors)
+        except ValueError as error:
+            raise ValueError(f"{op}: {error}") from error
         outputs = dict(prepared.host)
         if prepared.given:
             wanted = tuple(name for name in wanted_gradients(operation, attrs) if f"{name}_grad" in answer)

@@ -49,7 +49,9 @@ class Replays:
         """
         arrays = {name: np.atleast_1d(np.ascontiguousarray(given[name])) for name in sorted(given)}
         signature = tuple((name, array.shape, array.dtype.name) for name, array in arrays.items())
-        made = self._captured if sum(array.nbytes for array in arrays.values()) <= LARGEST else self._new
+        # an empty tensor has no buffer that could be written anew
+        kept = all(array.size for array in arrays.values()) and sum(array.nbytes for array in arrays.values()) <= LARGEST
+        made = self._captured if kept else self._new
         return made(function, tuple(static.items()), signature)(arrays)
 
     def _new(self, function: Function, static: tuple[tuple[str, Any], ...], signature: Signature) -> _Replay:

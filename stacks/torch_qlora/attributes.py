@@ -13,16 +13,19 @@ DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float64": torch.
 
 
 def number(op: str, attrs: Attributes, name: str, *, least: float, included: bool = True, below: float = math.inf) -> float:
-    """A finite number of at least `least` (above it where it is not included) and below `below`.
+    """A number that the request's dtype holds, of at least `least` (above it where it is not included) and below `below`.
 
     Raises:
         ValueError: it is missing, no number, or outside.
     """
-    value = attrs.get(name)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value < below and (included or value != least)
-    if not fits:
+    value, dtype = attrs.get(name), str(attrs.get("dtype", "float32"))
+    largest = torch.finfo(DTYPES[dtype]).max
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= largest and value < below
+    if not fits or (value == least and not included):
         border = f"{'of at least' if included else 'above'} {least:g}" + (f" and below {below:g}" if below < math.inf else "")
-        raise ValueError(f"{op}: {name} is {value!r}; allowed: a finite number {border}; set the attribute {name}")
+        raise ValueError(
+            f"{op}: {name} is {value!r}; allowed: a finite number {border}; set the attribute {name} to one that {dtype} holds"
+        )
     return float(str(value))
 
 
@@ -39,6 +42,20 @@ def window(op: str, attrs: Attributes) -> int | None:
         raise ValueError(
             f"{op}: window is {value!r}; allowed: an integer of at least 1 (a token sees itself), or null; "
             "leave it out where every token sees all before it"
+        )
+    return value
+
+
+def label(op: str, attrs: Attributes, name: str, default: int) -> int:
+    """A label, as int64 has it.
+
+    Raises:
+        ValueError: no such integer.
+    """
+    value = attrs.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise ValueError(
+            f"{op}: {name} is {value!r}; allowed: an integer of int64; set the attribute {name}, or leave it out for {default}"
         )
     return value
 

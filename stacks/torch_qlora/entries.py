@@ -30,7 +30,7 @@ def _linear(attrs: Attributes, tensors: TorchTensors) -> Answer:
 
 
 def _cross_entropy(attrs: Attributes, tensors: TorchTensors) -> Answer:
-    reduction, ignore_index = attrs.get("reduction", "mean"), int(attrs.get("ignore_index", IGNORE_INDEX))
+    reduction, ignore_index = attrs.get("reduction", "mean"), attributes.label("cross_entropy", attrs, "ignore_index", IGNORE_INDEX)
     return {"loss": loss.cross_entropy(tensors["logits"], tensors["labels"], reduction=reduction, ignore_index=ignore_index)}
 
 
@@ -69,7 +69,7 @@ def _tables(op: str, attrs: Attributes, positions: torch.Tensor, *, head_dim: in
     """cos and sin by an operation's attributes."""
     theta, given = attributes.number(op, attrs, "theta", least=0, included=False), attrs.get("scaling")
     scaling = None if given is None else reading.validated(RopeScaling, given, f"{op}: scaling")
-    rope.require_turnable(op, positions, head_dim)
+    rope.require_positions(op, positions)
     return rope.tables(positions, rope.frequencies(head_dim, theta, scaling), dtype=dtype, device=positions.device)
 
 
@@ -78,8 +78,9 @@ def _softmax(attrs: Attributes, tensors: TorchTensors) -> Answer:
 
 
 def _attention(attrs: Attributes, tensors: TorchTensors) -> Answer:
-    window, valid = attributes.window("attention", attrs), tensors.get("valid")
-    return {"context": attention.attention(tensors["q"], tensors["k"], tensors["v"], window=window, valid_BT=valid)}
+    window, tokens = attributes.window("attention", attrs), tensors["q"].shape[2]
+    within = None if window is None else min(window, tokens)  # torch counts diagonals in int64
+    return {"context": attention.attention(tensors["q"], tensors["k"], tensors["v"], window=within, valid_BT=tensors.get("valid"))}
 
 
 def _silu(attrs: Attributes, tensors: TorchTensors) -> Answer:

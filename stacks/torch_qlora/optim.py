@@ -48,10 +48,10 @@ def adamw_step(weight_N: torch.Tensor, gradient_N: torch.Tensor, moments: Moment
     The decay is taken of the weight first; m and v are corrected for their bias; eps stands outside the root.
 
     Raises:
-        ValueError: a negative number of steps.
+        ValueError: a negative number of steps, or more than float64 counts.
     """
-    if moments.step < 0:
-        raise ValueError(f"adamw_step: step is {moments.step}; allowed: 0 and more, the steps taken so far; start with 0")
+    if not 0 <= moments.step < 2**53:
+        raise ValueError(f"adamw_step: step is {moments.step}; allowed: 0 and more, the steps taken so far, below 2^53; start with 0")
     parameter = _with_gradient(weight_N, gradient_N)
     optimizer = torch.optim.AdamW(
         [parameter], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay

@@ -52,14 +52,12 @@ def rotate(x_LTE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> t
     return x_LTE * cos_TE + torch.cat((-b, a), dim=-1) * sin_TE
 
 
-def require_turnable(op: str, positions: torch.Tensor, head_dim: int) -> None:
-    """Refuses what RoPE is not defined for.
+def require_positions(op: str, positions: torch.Tensor) -> None:
+    """Refuses what no token stands at.
 
     Raises:
-        ValueError: an odd head_dim, or a negative position.
+        ValueError: a negative position.
     """
-    if head_dim % 2:
-        raise ValueError(f"{op}: head_dim is {head_dim}; allowed: an even number, since RoPE turns pairs; give heads of an even width")
     negative = (positions < 0).nonzero()
     if len(negative):
         place = negative[0].tolist()

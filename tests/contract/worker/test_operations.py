@@ -210,6 +210,13 @@ def test_the_primitives_are_all_here() -> None:
         ("rope_tables", {"theta": 1e4}, zeros("int64", positions=(4,)), "attribute head_dim is None, must be an integer"),
         ("attention", {"causal": True}, zeros(q=SEQUENCES, k=GROUPS, v=GROUPS), r"unknown attribute \['causal'\]; allowed: \['dtype'"),
         ("attention", {}, zeros(q=SEQUENCES, k=GROUPS, v=GROUPS, valid=(2, 5)), "valid is float32, must be bool"),
+        ("attention", {}, zeros(q=(1, 4, 2, 6), k=(1, 3, 2, 6), v=(1, 3, 2, 6)), "q has 4 heads, k and v have 3; allowed: .* multiple"),
+        ("attention", {}, zeros(q=(1, 4, 2, 6), k=(1, 0, 2, 6), v=(1, 0, 2, 6)), "q has 4 heads, k and v have 0; allowed: "),
+        ("rope", {"theta": 1e4}, zeros(x=(1, 2, 3, 5)) | zeros("int64", positions=(1, 3)), "head_dim is 5; allowed: an even number"),
+        ("rope_tables", {"theta": 1e4, "head_dim": 3}, zeros("int64", positions=(4,)), "head_dim is 3; allowed: an even number"),
+        ("rope_tables", {"theta": 1e4, "head_dim": 2**40}, zeros("int64", positions=(4,)), "head_dim is 1099511627776; allowed: "),
+        ("lora_linear", {}, zeros(x=(2, 3), weight=(4, 3), lora_a=(0, 3), lora_b=(4, 0)), "rank 0; allowed: 1 and more"),
+        ("softmax", {"frozen": [["x"]]}, zeros(x=(2, 3), y_bar=(2, 3)), r"frozen is \[\['x'\]\], must be a list of names"),
         (
             "lora_linear",
             {"frozen": ["weight"]},

@@ -34,7 +34,7 @@ def test_every_kind_of_logits_is_drawn() -> None:
 
 
 def test_a_forbidden_token_is_never_the_label() -> None:
-    alone = 0
+    alone, first_column_of_ignored = 0, set()
     for case in drawn_cases(SPECIAL, 60):
         for tensors in case.inputs.values():
             logits, kept = tensors["logits"], tensors["labels"] != case.attrs["ignore_index"]
@@ -42,4 +42,11 @@ def test_a_forbidden_token_is_never_the_label() -> None:
             assert np.isfinite(logits).any(axis=1).all()
             assert np.isfinite(logits[kept, tensors["labels"][kept]]).all()
             alone += int(np.any(np.isfinite(logits).sum(axis=1) == 1))
+            first_column_of_ignored |= set(np.isfinite(logits[~kept, 0]).tolist())
     assert alone > 0, "a row whose label is all that is allowed"
+    assert first_column_of_ignored == {False, True}, "-inf where a stack puts label 0 in the place of ignore_index"
+
+
+def test_the_first_and_the_last_column_of_the_widest_logits_are_labels() -> None:
+    wide = [case.inputs["float32"]["labels"] for case in drawn_cases(PLAIN, 60) if case.inputs["float32"]["logits"].shape[1] == 2048]
+    assert {0, 2047} <= set(np.concatenate(wide).tolist())

@@ -130,7 +130,7 @@ def test_one_answer_past_the_declaration_fails(function: str, dtype: str) -> Non
         y[index] += 7 * np.spacing(np.abs(y[index]))
         return y
 
-    assert failing(judge(CHECKS[function], small_case(function), dtype, moved, stack())) == ["y - exact"]
+    assert failing(judge(CHECKS[function], small_case(function), dtype, moved, stack())) == ["y"]
 
 
 WRONG: dict[str, tuple[str, str, Compute]] = {
@@ -156,7 +156,7 @@ def _seven_digits(x: np.ndarray) -> np.ndarray:
 def test_functions_that_dependencies_really_have_fail(name: str) -> None:
     function, dtype, wrong = WRONG[name]
     with np.errstate(all="ignore"):
-        assert failing(judge(CHECKS[function], small_case(function), dtype, lambda _, x: wrong(x), stack(ulp=8))) == ["y - exact"]
+        assert failing(judge(CHECKS[function], small_case(function), dtype, lambda _, x: wrong(x), stack(ulp=8))) == ["y"]
 
 
 def test_a_subnormal_argument_may_be_read_as_zero_and_as_nothing_else() -> None:
@@ -167,7 +167,7 @@ def test_a_subnormal_argument_may_be_read_as_zero_and_as_nothing_else() -> None:
 
     for function, dtype in (("sqrt", "float32"), ("sqrt", "float64"), ("tanh", "float32"), ("sin", "float64")):
         assert not failing(judge(CHECKS[function], small_case(function), dtype, flushing(0.0), stack()))
-    assert failing(judge(CHECKS["sqrt"], small_case("sqrt"), "float32", flushing(1e-30), stack())) == ["y - exact"]
+    assert failing(judge(CHECKS["sqrt"], small_case("sqrt"), "float32", flushing(1e-30), stack())) == ["y"]
 
 
 def test_flushed_results_need_an_absolute_part() -> None:
@@ -176,7 +176,7 @@ def test_flushed_results_need_an_absolute_part() -> None:
         return np.where(np.abs(y) < np.finfo(y.dtype).smallest_normal, 0, y).astype(y.dtype)
 
     for function in ("exp", "reciprocal"):
-        assert failing(judge(CHECKS[function], small_case(function), "float32", flushing, stack())) == ["y - exact"]
+        assert failing(judge(CHECKS[function], small_case(function), "float32", flushing, stack())) == ["y"]
         assert not failing(judge(CHECKS[function], small_case(function), "float32", flushing, stack(absolute=2.0**-126)))
 
 

@@ -24,6 +24,7 @@ def test_what_hides_bugs_is_drawn() -> None:
     assert {case.attrs["dropout"] for case in cases} == set(lora_linear.DROPOUTS)
     assert {"bias" in case.inputs["float32"] for case in cases} == {False, True}
     assert {bool(case.inputs["float32"]["lora_b"].any()) for case in cases} == {False, True}
+    assert any(case.attrs["alpha"] % 1 for case in cases), "an alpha that is no integer"
     for case in cases:
         tensors = case.inputs["float32"]
         assert case.attrs["alpha"] != len(tensors["lora_a"])

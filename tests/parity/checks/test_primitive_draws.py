@@ -111,6 +111,16 @@ def _tiled(attrs: dict[str, Any], tensors: Tensors) -> np.ndarray:
     return tensors["q"][:, np.arange(heads).reshape(-1, key_heads).T.ravel()]
 
 
+def _softly_masked(attrs: dict[str, Any], tensors: Tensors, context: np.ndarray) -> np.ndarray:
+    """-1e4 in the place of -inf: what is not seen is hidden only while scores lie above that."""
+    q, k, v = (np.repeat(tensors[name], tensors["q"].shape[1] // tensors[name].shape[1], axis=1) for name in ("q", "k", "v"))
+    mask = visible(q.shape[2], attrs["window"], tensors.get("valid"))[:, 0]
+    scores = np.where(mask, q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]), -1e4)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    wrong: np.ndarray = (weights / weights.sum(-1, keepdims=True)) @ v
+    return np.where(mask.any(-1, keepdims=True), wrong, 0).astype(context.dtype)
+
+
 MISTAKES: list[tuple[str, str, Wrong]] = [
     ("a.rms_norm", "eps outside the root", answered(
         y=lambda a, t, y: (t["x"] / (np.sqrt(_mean_square(t)) + a["eps"]) * t["weight"]).astype(y.dtype))),
@@ -128,6 +138,8 @@ MISTAKES: list[tuple[str, str, Wrong]] = [
     ("a.attention", "heads tiled", asked(q=_tiled)),
     ("a.attention", "window off by one", asked(window=lambda a, t: None if a["window"] is None else a["window"] + 1)),
     ("a.attention", "no window", asked(window=lambda a, t: None)),
+    ("a.attention", "a window of one is none", asked(window=lambda a, t: None if a["window"] == 1 else a["window"])),
+    ("a.attention", "-1e4 where nothing is seen", answered(context=_softly_masked)),
     ("a.attention", "padding ignored", asked(valid=lambda a, t: None)),
     ("a.attention", "scaled by the hidden size", asked(q=lambda a, t: (t["q"] / np.sqrt(t["q"].shape[1])).astype(t["q"].dtype))),
     ("a.attention", "the scale in bfloat16", asked(q=lambda a, t: (t["q"] * (1 + 2.0**-9)).astype(t["q"].dtype))),
@@ -138,6 +150,7 @@ MISTAKES: list[tuple[str, str, Wrong]] = [
         scaling=lambda a, t: a["scaling"] and {"rope_type": "linear", "factor": a["scaling"]["factor"]})),
     ("a.rope_tables", "odd positions lost", asked(positions=lambda a, t: t["positions"] // 2 * 2)),
     ("a.rope_tables", "theta of another model", asked(theta=lambda a, t: 1e4)),
+    ("a.rope_tables", "theta in float32", asked(theta=lambda a, t: float(np.float32(a["theta"])))),
 ]  # fmt: skip
 
 
@@ -180,13 +193,14 @@ def test_attention_is_drawn_with_wholly_masked_rows_windows_and_groups() -> None
     assert any((~mask.any(axis=-1)).any() for mask in masks)
     assert any((~mask.any(axis=(-1, -2))).any() for mask in masks), "a sequence that is padding as a whole"
     assert {("valid" in case.inputs["float32"], case.attrs["window"]) for case in cases} == {
-        (False, None),
-        (False, 2),
-        (True, None),
-        (True, 4),
+        *((False, window) for window in (None, 1, 2)),
+        *((True, window) for window in (None, 4, 9)),
     }
-    assert all(window is None or window + 2 < shape.length for shape in attention.SHAPES for window in shape.windows)
+    assert {1, None} < {window for shape in attention.SHAPES for window in shape.windows}
+    assert any(window is not None and window > shape.length for shape in attention.SHAPES for window in shape.windows)
+    assert any(window is not None and 1 < window < shape.length - 2 for shape in attention.SHAPES for window in shape.windows)
     assert any(1 < shape.key_heads < shape.heads for shape in attention.SHAPES)
+    assert any(1 == shape.key_heads < shape.heads for shape in attention.SHAPES)
     assert any(np.log2(shape.head_dim) / 2 % 1 for shape in attention.SHAPES), "a head_dim whose root is no power of two"
 
 

@@ -108,7 +108,7 @@ def test_tensors_are_spelt_bit_for_bit(dtype: str) -> None:
     with np.errstate(over="ignore"):
         array = (np.abs(TRICKY) % 200 if kind.kind in "iu" else TRICKY).astype(kind)
     array = np.where(np.isfinite(array), array, kind.type(1)).astype(kind)
-    spelt = eval(reproducer._spell(Request(op="matmul", attrs={}, tensors={"a": array}), "a"), {"np": np})
+    spelt = eval(reproducer._spell(array), {"np": np})
     assert spelt.dtype == array.dtype
     assert spelt.shape == array.shape
     assert spelt.tobytes() == array.tobytes()
@@ -117,7 +117,7 @@ def test_tensors_are_spelt_bit_for_bit(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_infinities_and_nan_are_spelt_so_that_python_reads_them(dtype: str) -> None:
     array = np.array([np.nan, np.inf, -np.inf, -0.0], dtype=dtype)
-    spelt = eval(reproducer._spell(Request(op="matmul", attrs={}, tensors={"a": array}), "a"), {"np": np})
+    spelt = eval(reproducer._spell(array), {"np": np})
     np.testing.assert_array_equal(spelt, array)
     assert np.signbit(spelt[3])
     comparison = dataclasses.replace(COMPARISON, wanted=-np.inf)
@@ -135,15 +135,45 @@ def test_a_special_value_that_came_out_wrong_gives_a_snippet_that_runs() -> None
         failed = [comparison for comparison in cell.plan.judge(case, [one], 1e-9) if not comparison.passed]
     assert failed
     for comparison in failed:
-        text = snippet_of(*requests, comparison=comparison, cell=cell)
+        text = reproducer.snippet(cell, case, comparison, requests, rerun="--seed 7", mutants=())
         compile(text, "snippet", "exec")
-        assert "# judged by: parity run --only a.elementary_special" in text
+        assert "judged(" in text
+        assert repr(comparison.tensor) in text
+
+
+WHOLE = (
+    ("a.law_softmax", "torch-primitive-softmax-in-float32", {"x", "y_bar"}),
+    ("a.matmul_random", "torch-bfloat16-operand", {"a", "b", "y_bar"}),
+)
+"""What no two elements show: a law, which several requests decide; a mean."""
+
+
+@pytest.mark.parametrize(("check", "mutant", "tensors"), WHOLE)
+def test_what_no_two_elements_show_is_judged_again(tmp_path: Path, check: str, mutant: str, tensors: set[str]) -> None:
+    """The one input is shown, not the requests that are made from it."""
+    planted = Options(checks=(check,), stacks=("torch_qlora",), profile="quick", mutants=(mutant,))
+    result = failed(session.run(planted, Progress()), Question.PRECISION)
+    assert {line.split('"')[1] for line in result.snippet.splitlines() if "np.array(" in line} == tensors
+    assert result.snippet.count("np.array(") == len(tensors)
+    done = execute(result.snippet, tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert "AssertionError" in done.stderr, done.stderr
+    healthy = execute(result.snippet.replace(f"mutants=['{mutant}'],", ""), tmp_path)
+    assert healthy.returncode == 0, healthy.stderr
+
+
+def test_zeros_of_another_sign_are_judged_again() -> None:
+    """Their difference is 0: an assertion on it would pass."""
+    zeros = dataclasses.replace(COMPARISON, unit="elements that differ", got=0.0, wanted=-0.0)
+    case = Case(name="a case", inputs={"float32": request().tensors})
+    text = reproducer.snippet(cell_of("a.matmul", Question.PRECISION), case, zeros, [request()], rerun="--seed 7", mutants=())
+    assert "judged(" in text
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3, 4)])
 def test_shapes_are_kept(shape: tuple[int, ...]) -> None:
     array = np.asarray(np.random.default_rng(0).standard_normal(shape))
-    spelt = eval(reproducer._spell(Request(op="matmul", attrs={}, tensors={"a": array}), "a"), {"np": np})
+    spelt = eval(reproducer._spell(array), {"np": np})
     assert spelt.shape == shape
 
 
@@ -190,9 +220,3 @@ def test_two_requests_of_one_operation_are_told_apart() -> None:
     assert "one_matmul_0 = ask(" in text
     assert "one_matmul_1 = ask(" in text
     compile(text, "snippet", "exec")
-
-
-def test_the_root_mean_square_prints_what_was_answered() -> None:
-    text = snippet_of(request(), comparison=dataclasses.replace(COMPARISON, tensor="y (root mean square)", where=None))
-    compile(text, "snippet", "exec")
-    assert "print(" in text

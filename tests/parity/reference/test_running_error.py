@@ -145,9 +145,10 @@ def test_overflow_has_no_bound_and_a_division_by_it_has() -> None:
     assert quotient.error >= quotient.value
 
 
-def test_a_divisor_that_may_be_zero_has_no_bound() -> None:
+def test_a_divisor_that_may_be_anything_has_no_bound() -> None:
     with np.errstate(all="ignore"):
         assert np.isinf((ONE.exact(np.ones(1)) / Computed(np.array([1.0]), np.array([1.0]), ONE)).error)
+        assert np.isinf((ONE.exact(np.ones(1)) / Computed(np.array([3.0]), np.array([np.inf]), ONE)).error)
 
 
 def test_power_is_that_of_an_exponential_and_exact_at_zero() -> None:

@@ -33,7 +33,7 @@ def test_silu(stack: StackProcess, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu(stack: StackProcess, dtype: str) -> None:
     tensors = points(dtype)
-    answer, given = ask(stack, "gelu", tensors), double(tensors)
+    answer, given = ask(stack, "gelu", tensors, approximate="none"), double(tensors)
     x, phi = given["x"], np.exp(-(given["x"] ** 2) / 2) / np.sqrt(2 * np.pi)
     share = (1 + erf(x / np.sqrt(2))) / 2
     agree(answer["y"], x * share, np.abs(x))
@@ -54,7 +54,7 @@ def test_gelu_by_tanh(stack: StackProcess, dtype: str) -> None:
 
 def test_the_two_gelus_are_told_apart(stack: StackProcess) -> None:
     tensors = points("float64")
-    assert np.abs(ask(stack, "gelu", tensors)["y"] - ask(stack, "gelu", tensors, approximate="tanh")["y"]).max() > 1e-4
+    assert np.abs(ask(stack, "gelu", tensors, approximate="none")["y"] - ask(stack, "gelu", tensors, approximate="tanh")["y"]).max() > 1e-4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

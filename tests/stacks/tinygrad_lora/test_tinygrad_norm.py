@@ -49,7 +49,7 @@ def test_a_row_of_zeros_is_no_division_by_zero(stack: StackProcess, op: str) -> 
 
 @pytest.mark.parametrize(
     ("attrs", "message"),
-    [({}, "attribute 'eps' is missing"), ({"eps": -1.0}, r"eps is -1\.0; allowed: a number of at least 0"), ({"eps": True}, "eps is True")],
+    [({}, "attribute 'eps' is missing"), ({"eps": -1.0}, r"eps is -1\.0; allowed: a number over 0"), ({"eps": True}, "eps is True")],
 )
 def test_what_is_refused(stack: StackProcess, attrs: dict[str, object], message: str) -> None:
     with pytest.raises(RequestFailed, match=message) as caught:

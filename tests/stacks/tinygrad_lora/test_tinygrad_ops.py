@@ -93,6 +93,46 @@ def test_a_missing_attribute_is_named(stack: StackProcess) -> None:
     assert caught.value.error_class == "ValueError"
 
 
+TOO_LARGE = 10**400
+"""JSON carries it; no float holds it."""
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "tensors"),
+    [
+        ("rms_norm", {"eps": TOO_LARGE}, {"x": (2, 4), "weight": (4,)}),
+        ("layer_norm", {"eps": 1e39}, {"x": (2, 4), "weight": (4,), "bias": (4,)}),
+        ("rms_norm", {"eps": 0}, {"x": (2, 4), "weight": (4,)}),
+        ("lora_linear", {"alpha": 1e308}, {"x": (2, 4), "weight": (3, 4), "lora_a": (2, 4), "lora_b": (3, 2)}),
+        ("clip_gradients", {"max_norm": TOO_LARGE}, {"a": (2, 3), "b": (4,)}),
+        ("rope_tables", {"head_dim": 4, "theta": TOO_LARGE}, {"positions": "ids"}),
+        ("cross_entropy", {"ignore_index": "1"}, {"logits": (2, 4), "labels": "ids"}),
+        ("cross_entropy", {"ignore_index": 1.5}, {"logits": (2, 4), "labels": "ids"}),
+        ("cross_entropy", {"ignore_index": 2**63}, {"logits": (2, 4), "labels": "ids"}),
+        ("gelu", {}, {"x": (4,)}),
+    ],
+)
+def test_an_attribute_that_is_none_is_refused_by_name(stack: StackProcess, op: str, attrs: dict[str, Any], tensors: dict[str, Any]) -> None:
+    given = {name: np.array([0, 1]) if shape == "ids" else np.ones(shape, np.float32) for name, shape in tensors.items()}
+    with pytest.raises(RequestFailed, match=f"{op}: .*(; allowed: |is missing; give )") as caught:
+        stack.request("compute", {"op": op, "attrs": attrs}, given)
+    assert caught.value.error_class == "ValueError"
+
+
+def test_steps_that_float64_does_not_count_are_refused(stack: StackProcess) -> None:
+    given = {name: np.ones(2, np.float32) for name in ("weight", "gradient", "m", "v")} | {"step": np.array(2**63 - 1)}
+    attrs = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0}
+    with pytest.raises(RequestFailed, match="adamw_step: step is 9223372036854775807; allowed: "):
+        stack.request("compute", {"op": "adamw_step", "attrs": attrs}, given)
+
+
+def test_an_empty_tensor_is_answered_each_time(stack: StackProcess) -> None:
+    """It has no buffer, so nothing of it can be kept."""
+    for _ in range(3):
+        answer = stack.request("compute", {"op": "elementary", "attrs": {"function": "exp"}}, {"x": np.ones(0, np.float32)})
+        assert answer.tensors["y"].shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("device", "error_class"), [("TPU", "UserError"), ("METAL" if sys.platform == "linux" else "CUDA", "MissingError")]
 )

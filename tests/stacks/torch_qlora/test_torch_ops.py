@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,43 @@ def test_missing_attribute_is_named() -> None:
         TorchQlora("CPU").compute("nf4_quantize", {}, {"weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(ValueError, match="function is 'None'; allowed: exp, log"):
         TorchQlora("CPU").compute("elementary", {}, {"x": np.zeros(2, np.float32)})
+
+
+TOO_LARGE = 10**400
+"""JSON carries it; no float holds it."""
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "tensors"),
+    [
+        ("rms_norm", {"eps": TOO_LARGE}, {"x": (2, 4), "weight": (4,)}),
+        ("layer_norm", {"eps": 1e39}, {"x": (2, 4), "weight": (4,), "bias": (4,)}),
+        ("rms_norm", {"eps": 0}, {"x": (2, 4), "weight": (4,)}),
+        ("lora_linear", {"alpha": 1e308}, {"x": (2, 4), "weight": (3, 4), "lora_a": (2, 4), "lora_b": (3, 2)}),
+        ("clip_gradients", {"max_norm": TOO_LARGE}, {"a": (2, 3), "b": (4,)}),
+        ("rope_tables", {"head_dim": 4, "theta": TOO_LARGE}, {"positions": "ids"}),
+        ("cross_entropy", {"ignore_index": "1"}, {"logits": (2, 4), "labels": "ids"}),
+        ("cross_entropy", {"ignore_index": 1.5}, {"logits": (2, 4), "labels": "ids"}),
+        ("cross_entropy", {"ignore_index": 2**63}, {"logits": (2, 4), "labels": "ids"}),
+        ("gelu", {}, {"x": (4,)}),
+    ],
+)
+def test_an_attribute_that_is_none_is_refused_by_name(op: str, attrs: dict[str, Any], tensors: dict[str, Any]) -> None:
+    given = {name: np.array([0, 1]) if shape == "ids" else np.ones(shape, np.float32) for name, shape in tensors.items()}
+    with pytest.raises(ValueError, match=f"{op}: .*; allowed: "):
+        TorchQlora("CPU").compute(op, attrs, given)
+
+
+def test_a_window_that_int64_does_not_hold_is_one_of_all_tokens() -> None:
+    q = np.random.default_rng(0).standard_normal((1, 2, 3, 4)).astype(np.float32)
+    wide, all_seen = (TorchQlora("CPU").compute("attention", attrs, {"q": q, "k": q, "v": q}).tensors for attrs in ({"window": 10**30}, {}))
+    np.testing.assert_array_equal(wide["context"], all_seen["context"])
+
+
+def test_steps_that_float64_does_not_count_are_refused() -> None:
+    given = {name: np.ones(2, np.float32) for name in ("weight", "gradient", "m", "v")} | {"step": np.array(2**63 - 1)}
+    with pytest.raises(ValueError, match="adamw_step: step is 9223372036854775807; allowed: "):
+        TorchQlora("CPU").compute("adamw_step", {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0}, given)
 
 
 def test_a_frozen_weight_gets_no_gradient() -> None:
