@@ -84,10 +84,14 @@ def _reference(op: str, case: Case, dtype: str) -> dict[str, Sums]:
     return case.once(dtype, lambda: REFERENCES[op](case.inputs[dtype]))
 
 
-def _judge_precision(op: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
+def _judge_precision(op: str, dtype: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
+    """Against the reference, which in float64 errs as much as what it judges."""
+
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-        exact = _reference(op, case, "float32")
-        return [within(name, answered[0].answers[0][name], sums.value, bounds.sums(sums, "float32")) for name, sums in exact.items()]
+        exact, got = _reference(op, case, dtype), answered[0].answers[0]
+        if dtype == "float64":
+            return [within(name, got[name], sums.value, _twice(bounds.sums(sums, dtype))) for name, sums in exact.items()]
+        return [within(name, got[name], sums.value, bounds.sums(sums, dtype)) for name, sums in exact.items()]
 
     return judge
 
@@ -103,7 +107,11 @@ def _judge_same_function(op: str) -> Callable[[Case, Sequence[Answered], float],
 def either_way(tensor: str, answered: Sequence[Answered], each: bounds.Bound, answer: int = 0) -> Comparison:
     """Two stacks that each lie within a bound of the exact value lie within twice that of each other."""
     first, second = (one.answers[answer][tensor] for one in answered)
-    return within(tensor, first, second, bounds.Bound(2 * each.limit, f"twice {each.source}"))
+    return within(tensor, first, second, _twice(each))
+
+
+def _twice(each: bounds.Bound) -> bounds.Bound:
+    return bounds.Bound(2 * each.limit, f"twice {each.source}")
 
 
 def _judge_random(op: str) -> Callable[[Case, Sequence[Answered], float], list[Comparison]]:
@@ -136,7 +144,8 @@ def _checks(op: str, formula: str) -> tuple[Check, ...]:
             id=f"a.{op}", tier="A", title=f"{formula}, and its gradients", operations=(op,), cases=_drawn(op), not_applicable=fast,
             plans=(
                 Plan(question=Question.SAME_FUNCTION, dtype="float64", requests=same, judge=_judge_same_function(op)),
-                Plan(question=Question.PRECISION, dtype="float32", requests=precision, judge=_judge_precision(op)),
+                Plan(question=Question.PRECISION, dtype="float32", requests=precision, judge=_judge_precision(op, "float32")),
+                Plan(question=Question.PRECISION, dtype="float64", requests=same, judge=_judge_precision(op, "float64")),
             ),
         ),
         Check(
@@ -145,6 +154,7 @@ def _checks(op: str, formula: str) -> tuple[Check, ...]:
             plans=(
                 Plan(question=Question.SAME_FUNCTION, dtype="float64", requests=same, judge=_judge_exact(op, "float64")),
                 Plan(question=Question.PRECISION, dtype="float32", requests=precision, judge=_judge_exact(op, "float32")),
+                Plan(question=Question.PRECISION, dtype="float64", requests=same, judge=_judge_exact(op, "float64")),
             ),
         ),
         Check(

@@ -34,7 +34,8 @@ def of(cells: list[Cell], check_id: str, question: Question) -> list[Cell]:
 def test_two_stacks_are_held_against_each_other_and_each_against_the_truth() -> None:
     cells = matrix.matrix(registry.CHECKS, [device("one"), device("two")])
     assert [cell.stacks for cell in of(cells, "a.matmul", Question.SAME_FUNCTION)] == [("one", "two")]
-    assert [cell.stacks for cell in of(cells, "a.matmul", Question.PRECISION)] == [("one",), ("two",)]
+    precision = [(cell.dtype, cell.stacks) for cell in of(cells, "a.matmul", Question.PRECISION)]
+    assert precision == [(dtype, (name,)) for dtype in ("float32", "float64") for name in ("one", "two")]
 
 
 def test_three_stacks_make_three_pairs() -> None:
@@ -65,7 +66,8 @@ def test_a_dtype_that_a_device_lacks_is_a_reason() -> None:
     assert cell.plan is None
     assert cell.reason == "WEBGPU of one has no float64"
     assert cell.key == "a.matmul | same_function | float64 | one on WEBGPU + two on CPU"
-    assert all(cell.plan is not None for cell in of(cells, "a.matmul", Question.PRECISION))
+    asked = {(cell.dtype, cell.stacks[0]) for cell in of(cells, "a.matmul", Question.PRECISION) if cell.plan is not None}
+    assert asked == {("float32", "one"), ("float32", "two"), ("float64", "two")}
 
 
 def test_an_operation_that_a_stack_lacks_is_a_reason_of_each_side() -> None:

@@ -63,7 +63,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def failed(run: Run, question: Question) -> Result:
-    (result,) = [result for result in run.results if result.status is Status.FAIL and result.question == question]
+    """The first; of precision that in float32."""
+    result = next(result for result in run.results if result.status is Status.FAIL and result.question == question)
     return result
 
 

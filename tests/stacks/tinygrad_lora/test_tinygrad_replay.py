@@ -36,7 +36,7 @@ CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"q": (1, 4, 4, 6), "k": (1, 2, 4, 6), "v": (1, 2, 4, 6), "context_bar": (1, 4, 4, 6)},
     ),
     "silu": ({}, {}, {"x": (40,), "y_bar": (40,)}),
-    "gelu": ({}, {}, {"x": (40,), "y_bar": (40,)}),
+    "gelu": ({"approximate": "none"}, {"approximate": "tanh"}, {"x": (40,), "y_bar": (40,)}),
     "swiglu": ({}, {}, {"gate": (3, 8), "up": (3, 8), "y_bar": (3, 8)}),
     "lora_linear": (
         {"alpha": 3.0}, {"alpha": 5.0, "rslora": True},
