@@ -64,8 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def failed(run: Run, question: Question) -> Result:
     """The first; of precision that in float32."""
-    result = next(result for result in run.results if result.status is Status.FAIL and result.question == question)
-    return result
+    return next(result for result in run.results if result.status is Status.FAIL and result.question == question)
 
 
 @pytest.mark.parametrize("device", ["NEGATED", "BF16", "NAN"])
