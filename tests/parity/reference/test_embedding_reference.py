@@ -22,7 +22,7 @@ def test_rows_are_copied_and_places_added_up() -> None:
     for place, token in enumerate(TENSORS["ids"]):
         np.testing.assert_array_equal(got["y"].value[place], TENSORS["weight"][token])
         gradient[token] += TENSORS["y_bar"][place]
-    np.testing.assert_allclose(got["weight_grad"].value, gradient, rtol=1e-14, atol=1e-16)
+    assert np.all(np.abs(got["weight_grad"].value - gradient) <= 2 * got["weight_grad"].error)
     assert got["weight_grad"].value[[0, 1, 2, 5]].all()
     assert not got["weight_grad"].value[[3, 4]].any()
 
@@ -31,7 +31,8 @@ def test_autograd() -> None:
     weight = torch.tensor(TENSORS["weight"], requires_grad=True)
     y = torch.nn.functional.embedding(torch.tensor(TENSORS["ids"]), weight)
     (gradient,) = torch.autograd.grad(y, weight, torch.tensor(TENSORS["y_bar"]))
-    np.testing.assert_allclose(embedding(TENSORS, {}, REFERENCE)["weight_grad"].value, gradient.numpy(), rtol=1e-14, atol=1e-16)
+    got = embedding(TENSORS, {}, REFERENCE)["weight_grad"]
+    assert np.all(np.abs(got.value - gradient.numpy()) <= 2 * got.error)
 
 
 def test_without_a_cotangent_there_is_no_gradient() -> None:

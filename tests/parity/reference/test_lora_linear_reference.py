@@ -30,10 +30,10 @@ def drawn(*, bias: bool = True, dropout: float = 0.0) -> dict[str, np.ndarray]:
 def assert_same(tensors: Mapping[str, np.ndarray], attrs: Mapping[str, Any], y: torch.Tensor, leaves: Mapping[str, torch.Tensor]) -> None:
     got = lora_linear(tensors, attrs, REFERENCE)
     assert set(got) == {"y", "x_grad", "lora_a_grad", "lora_b_grad"}
-    np.testing.assert_allclose(got["y"].value, y.detach().numpy(), rtol=1e-12)
+    assert np.all(np.abs(got["y"].value - y.detach().numpy()) <= 2 * got["y"].error)
     gradients = torch.autograd.grad(y, list(leaves.values()), torch.tensor(tensors["y_bar"]))
     for name, gradient in zip(leaves, gradients, strict=True):
-        np.testing.assert_allclose(got[f"{name}_grad"].value, gradient.numpy(), rtol=1e-11, atol=1e-14)
+        assert np.all(np.abs(got[f"{name}_grad"].value - gradient.numpy()) <= 2 * got[f"{name}_grad"].error)
         assert got[f"{name}_grad"].value.all()
 
 
