@@ -22,6 +22,10 @@ class EnvironmentUnfit(UserError):
     """This machine can't do the work: no C compiler, an unwritable cache."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C, heard by a command that left things whole: the message says what was saved, and how to go on."""
+
+
 class ContractError(UserError):
     """An input that the contract does not allow: a file, a field, a row, or fields that don't go together.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,8 +21,9 @@ _REMEDY = "take the file as the run wrote it"
 class TrainingManifest(Record):
     """A run's manifest.
 
-    data, weights: role or file -> SHA-256 of what was read. claims_full_attention_fidelity: false for the proxy graph, and where the
-    contract has allow_placeholder_attention_merge.
+    data, weights: role or file -> SHA-256 of what was read. threads: of the computation, which the order of sums depends on; None where
+    that is not known. outputs: file of the run's folder -> SHA-256, once the run is over: what a run that reproduces it is held against.
+    claims_full_attention_fidelity: false for the proxy graph, and where the contract has allow_placeholder_attention_merge.
     """
 
     format: Literal["twostack_training_manifest"] = "twostack_training_manifest"
@@ -37,13 +39,15 @@ class TrainingManifest(Record):
     git_sha: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")] | None
     data: dict[Line, Sha256]
     weights: dict[Line, Sha256]
+    threads: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    outputs: dict[Line, Sha256] = Field(default_factory=dict)
     claims_full_attention_fidelity: bool
     notes: Lines = ()
 
 
 def manifest_of(
     contract: FineTuneContract, *, stack: str, packages: dict[str, str], device: str, git_sha: str | None, data: dict[str, str],
-    weights: dict[str, str], notes: tuple[str, ...] = (),
+    weights: dict[str, str], threads: int | None = None, outputs: Mapping[str, str] | None = None, notes: tuple[str, ...] = (),
 ) -> TrainingManifest:  # fmt: skip
     """The manifest of a run; what follows from the contract is taken from there."""
     return TrainingManifest(
@@ -58,6 +62,8 @@ def manifest_of(
         git_sha=git_sha,
         data=data,
         weights=weights,
+        threads=threads,
+        outputs=dict(outputs or {}),
         claims_full_attention_fidelity=_fidelity(contract),
         notes=notes,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,9 +39,11 @@ _Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 class TelemetryRow(Record):
     """One optimiser step.
 
-    loss: the mean over the step's supervised tokens. grad_norm: before clipping. tokens: supervised ones of the step.
-    tokens_per_second: all tokens that went through the graph. memory_bytes: the process's peak so far, where it is known.
+    loss: the mean over the step's supervised tokens; NaN where it had none. grad_norm: before clipping. tokens: supervised ones of the
+    step. tokens_per_second: all tokens that went through the graph. memory_bytes: the process's peak so far, where it is known.
     skipped: rows left out so far, for want of a supervised token.
+    validation_loss: the mean over the supervised tokens of the rows that are held back, after this step; there at an epoch's end and at
+    the run's. validation_loss_before: the same before the run's first step, in the first row. Both are left out elsewhere.
     """
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
@@ -54,6 +57,8 @@ class TelemetryRow(Record):
     tokens_per_second: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     memory_bytes: _Count | None
     skipped: _Count
+    validation_loss: Number | None = None
+    validation_loss_before: Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +86,45 @@ class TelemetryWriter:
             kept = [row for row in read_telemetry(path).rows if row.step <= after_step]
         with replacing(path) as file:
             file.writelines(map(_line, kept))
+        self._path = path
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by `close`)
         self._last = kept[-1].step if kept else after_step
 
     def append(self, row: TelemetryRow) -> None:
-        """Adds a row; its step must be later than the last one's."""
+        """Adds a row; its step must be later than the last one's.
+
+        Raises:
+            OSError: it can't be written, all of it.
+        """
         assert row.step > self._last, f"step {row.step} after {self._last}"
-        self._file.write(_line(row))
+        left = memoryview(_line(row))
+        with self._told_where():
+            while left:
+                left = left[self._file.write(left) :]
         self._last = row.step
 
+    def to_disk(self) -> None:
+        """What was appended survives the machine's end too."""
+        with self._told_where():
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        """Puts the file on disk, and ends."""
-        os.fsync(self._file.fileno())
+        """Ends; what was appended is with the operating system."""
         self._file.close()
+
+    @contextmanager
+    def _told_where(self) -> Iterator[None]:
+        """A full disk tells of no file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._path)
+            raise
 
 
 def _line(row: TelemetryRow) -> bytes:
-    return row.model_dump_json().encode() + b"\n"
+    absent = {name for name in ("validation_loss", "validation_loss_before") if getattr(row, name) is None}
+    return row.model_dump_json(exclude=absent).encode() + b"\n"
 
 
 def read_telemetry(path: Path) -> Telemetry:

@@ -45,11 +45,18 @@ class SavedAdapter(AdapterFields):
 
 
 class Progress(Record):
-    """Where a run stands: optimiser steps done in all, epochs that are over, steps done in the epoch that is not."""
+    """Where a run stands: optimiser steps done in all, epochs that are over, steps done in the epoch that is not.
+
+    skipped: rows left out so far, for want of a supervised token. rows_of_epoch, skipped_of_epoch: rows met, and left out of them, in
+    the epoch that is not over; right at an epoch's end, in the one that is.
+    """
 
     step: _Count
     epoch: _Count
     step_of_epoch: _Count
+    skipped: _Count
+    rows_of_epoch: _Count
+    skipped_of_epoch: _Count
 
 
 class State(Record):
@@ -61,7 +68,9 @@ class State(Record):
     packages: Packages
     contract_digest: Sha256 = Field(description="of the run, whether it was resumed or not (contract/run/digest.py, run_digest)")
     base_sha256: Sha256 = Field(description="of the base model's weights (contract/artifacts/promotion.py, base_sha256)")
+    data: dict[Line, Sha256] = Field(description="role -> SHA-256 of the files that the rows and their ids come from")
     progress: Progress
+    updates: _Count = Field(description="optimiser updates that m and v have seen: steps without a supervised token have none")
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
     tensors_sha256: Sha256
     adapter: SavedAdapter
@@ -78,7 +87,9 @@ class TrainingCheckpoint:
     packages: Mapping[str, str]
     contract_digest: str
     base_sha256: str
+    data: Mapping[str, str]
     progress: Progress
+    updates: int
     seed: int
 
 
@@ -112,7 +123,9 @@ def write(folder: Path, checkpoint: TrainingCheckpoint, *, force: bool = False) 
             packages=dict(checkpoint.packages),
             contract_digest=checkpoint.contract_digest,
             base_sha256=checkpoint.base_sha256,
+            data=dict(checkpoint.data),
             progress=checkpoint.progress,
+            updates=checkpoint.updates,
             seed=checkpoint.seed,
             tensors_sha256=digest,
             adapter=saved,
@@ -153,7 +166,7 @@ def read(folder: Path) -> TrainingCheckpoint:
     )  # fmt: skip
     return TrainingCheckpoint(
         adapter=adapter, m=m, v=v, stack=state.stack, packages=state.packages, contract_digest=state.contract_digest,
-        base_sha256=state.base_sha256, progress=state.progress, seed=state.seed,
+        base_sha256=state.base_sha256, data=state.data, progress=state.progress, updates=state.updates, seed=state.seed,
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ _TOGETHER = 256
 Examples = Callable[[Sequence[int]], Sequence[Example | None]]
 """The examples of rows by their numbers in the index, in that order; None where nothing of a row is to be learned."""
 
+Progress = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -54,13 +56,15 @@ class Steps:
     def __init__(
         self, order: RowOrder, examples: Examples, *, batch_size: int, grad_accum: int, epochs: int, pad_id: int, seq_len: int,
         max_steps: int | None = None, packing: bool = False, pad_to: Literal["longest", "seq_len"] = "longest",
+        progress: Progress = lambda done, total: None,
     ) -> None:  # fmt: skip
-        """`max_steps`: the run ends there. `pad_to`: the width of each micro-batch, its longest sequence's or seq_len."""
+        """`max_steps`: the run ends there. `pad_to`: the width of each micro-batch, its longest sequence's or seq_len. `progress`: told
+        rows made into examples, and all of them, where packing needs every row's length."""
         self._order, self._examples = order, examples
         self._batch_size, self._grad_accum, self._epochs = batch_size, grad_accum, epochs
         self._pad_id, self._seq_len, self._max_steps = pad_id, seq_len, max_steps
         self._width = seq_len if pad_to == "seq_len" else None
-        self._lengths = _lengths(order, examples) if packing else None
+        self._lengths = _lengths(order, examples, progress) if packing else None
         self._counts: dict[int, int] = {}
 
     @property
@@ -145,10 +149,12 @@ def _learned(examples: Examples, rows: Sequence[int]) -> list[Example | None]:
     return [example if example is not None and supervised(example) else None for example in found]
 
 
-def _lengths(order: RowOrder, examples: Examples) -> np.ndarray:
+def _lengths(order: RowOrder, examples: Examples, progress: Progress) -> np.ndarray:
     """Tokens of each row's example, int32 by row; 0 where it has none."""
     lengths = np.zeros(max(_in_order(order, 0), default=-1) + 1, np.int32)
-    rows = _in_order(order, 0)
+    rows, done = _in_order(order, 0), 0
     while some := list(islice(rows, _TOGETHER)):
+        done += len(some)
         lengths[some] = [0 if example is None else len(example.ids) for example in _learned(examples, some)]
+        progress(done, order.count)
     return lengths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,9 @@ from contract.errors import ContractError, brief
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 _REMEDY = "correct the template, or use data.template: chatml"
 _UNSUPERVISED = "put {% generation %} and {% endgeneration %} around the assistant's text in the template, or use data.template: chatml"
+
+_TextOf = Callable[[Row, list[dict[str, str]]], tuple[str, tuple[Span, ...]]]
+"""A row and its messages -> the whole text, and what is learnt of it."""
 
 
 class ChatTemplate:
@@ -68,17 +71,32 @@ class ChatTemplate:
         Raises:
             ContractError: the template fails on this row, refuses it, goes beyond its limits, asks for today's date, or is not regular.
         """
+        return self._render(row, self._spans, parse_special_tokens=parse_special_tokens)
+
+    def prompt(self, row: Row) -> Rendered:
+        """A dialogue up to an answer, with what the template writes before one (`add_generation_prompt`); nothing of it is learnt.
+
+        Raises:
+            ContractError: as `render`.
+        """
+
+        def spans(row: Row, messages: list[dict[str, str]]) -> tuple[str, tuple[Span, ...]]:
+            return self._output(row, messages, add_generation_prompt=True).text, ()
+
+        return self._render(row, spans, parse_special_tokens=False)
+
+    def _render(self, row: Row, text_of: _TextOf, *, parse_special_tokens: bool) -> Rendered:
         messages = [{"role": message.role, "content": message.content} for message in row.messages]
         spelt = not parse_special_tokens and any(self._special.search(message["content"]) for message in messages)
         if not spelt:
-            return self._rendered(row, *self._spans(row, messages), ())
+            return self._rendered(row, *text_of(row, messages), ())
         opening, closing = self._marks(row, messages)
         marked = [
             {**message, "content": self._special.sub(lambda match: f"{opening}{match[0]}{closing}", message["content"])}
             for message in messages
         ]
-        text, supervised, data = self._unmarked(*self._spans(row, marked), opening, closing)
-        if text != self._output(row, messages).text:
+        text, supervised, data = self._unmarked(*text_of(row, marked), opening, closing)
+        if text != text_of(row, messages)[0]:
             got = "a template that renders a special token's text in a row otherwise than other text"
             remedy = "take special tokens out of the row's text, or set data.parse_special_tokens"
             raise ContractError(f"{self._place}: the row in line {row.line}", got=got, allowed="text passed on as it is", remedy=remedy)

@@ -104,8 +104,11 @@ class TrainRows:
         examples = {example.sample: example for example in self.labelled(numbers).examples}
         return [examples.get(number) for number in numbers]
 
-    def steps(self) -> Steps:
+    def steps(self, progress: Progress = lambda done, total: None) -> Steps:
         """The optimiser steps of the run; with packing, every row is made into an example once before.
+
+        Args:
+            progress: told rows made into examples, and all of them, with packing.
 
         Raises:
             ContractError: a curriculum by difficulty, and no row has one; or as `labelled`.
@@ -121,6 +124,7 @@ class TrainRows:
             seq_len=run.seq_len,
             max_steps=run.max_steps,
             packing=run.packing,
+            progress=progress,
         )
 
     def validation(self) -> Steps:

@@ -106,7 +106,8 @@ def checkpoint_of(adapter: Adapter | None = None, seed: int = 8) -> TrainingChec
     m, v = ({name: rng.standard_normal(it.shape).astype(np.float32) for name, it in tensors_of(adapter).items()} for _ in range(2))
     return TrainingCheckpoint(
         adapter=adapter, m=m, v={name: it * it for name, it in v.items()}, stack="a_stack", packages={"twostack": "0.1.0", "torch": "2"},
-        contract_digest="a" * 64, base_sha256="b" * 64, progress=Progress(step=70, epoch=2, step_of_epoch=10), seed=41,
+        contract_digest="a" * 64, base_sha256="b" * 64, data={"data.train_file": "d" * 64}, updates=68, seed=41,
+        progress=Progress(step=70, epoch=2, step_of_epoch=10, skipped=7, rows_of_epoch=40, skipped_of_epoch=3),
     )  # fmt: skip
 
 

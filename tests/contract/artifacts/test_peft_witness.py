@@ -29,8 +29,8 @@ from parity.judge.confidence import per_comparison
 from parity.judge.perturb import respond, row_limits
 from tests.contract.artifacts.adapter_cases import DTYPES, GPT2, adapter_on, gpt2_tensors, merged_tensors, write_base
 from tests.float64_transformers import clean
-from tests.parity.reference import plain_llama
-from tests.parity.reference.plain_llama import Case
+from tests.parity.reference import plain_graph
+from tests.parity.reference.plain_graph import Case
 
 RUNS = 30
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 def case(seed: int, **how: Any) -> Case:
     """transformers takes no hidden_size that is no multiple of the heads."""
-    return plain_llama.case(seed, **({"hidden_size": 24} | how))
+    return plain_graph.case(seed, **({"hidden_size": 24} | how))
 
 
 def config_of(it: Case) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def peft_logits(base: Path, adapter: Path, ids: np.ndarray) -> np.ndarray:
 def worst(it: Case, logits: np.ndarray) -> float:
     """The largest error of a row over its limit."""
     trace, response = respond(
-        it.plan, it.weights.__getitem__, it.adapter, it.ids, it.labels, runs=RUNS, seed=1, exp_ulp=1.0, keep=lambda name: name == "logits"
+        it.plan, it.weights.__getitem__, it.adapter, it.batch, runs=RUNS, seed=1, ulp=1.0, keep=lambda name: name == "logits"
     )
     error = np.linalg.norm(logits - trace.taps["logits"], axis=-1)
     limits = row_limits(response.rows["logits"], dtype="float64", runs=RUNS, false_alarm=per_comparison(error.size), sides=2)

@@ -16,14 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 from contract.artifacts import training_checkpoint
 from contract.artifacts.adapter import Adapter
-from contract.artifacts.training_checkpoint import STATE, TENSORS, TrainingCheckpoint
+from contract.artifacts.training_checkpoint import STATE, TENSORS, Progress, TrainingCheckpoint
 from contract.errors import ContractError, ContractErrors
 from contract.worker.files import sha256_of
 from tests.contract.artifacts.adapter_cases import LINEARS, adapters, checkpoint_of, content, read_or_refused, refused
 
 
 def same(one: TrainingCheckpoint, two: TrainingCheckpoint) -> None:
-    for name in ("adapter", "stack", "packages", "contract_digest", "base_sha256", "progress", "seed"):
+    for name in ("adapter", "stack", "packages", "contract_digest", "base_sha256", "data", "progress", "updates", "seed"):
         assert getattr(one, name) == getattr(two, name), name
     for part in ("m", "v"):
         mine, theirs = getattr(one, part), getattr(two, part)
@@ -113,8 +113,8 @@ def test_moments_are_looked_at_before_anything_is_written(tmp_path: Path) -> Non
     "changed",
     [
         {"version": 2}, {"version": True}, {"format": "x"}, {"seed": -1}, {"seed": 1.5}, {"tensors_sha256": "A" * 64}, {"packages": {}},
-        {"progress": {"step": 1}}, {"progress": {"step": -1, "epoch": 0, "step_of_epoch": 0}}, {"unknown": 1}, {"stack": "../x"},
-        {"adapter": {}}, {"contract_digest": "0" * 63},
+        {"progress": {"step": 1}}, {"progress": dict.fromkeys(Progress.model_fields, 0) | {"step": -1}}, {"updates": -1},
+        {"data": {"a": "b"}}, {"unknown": 1}, {"stack": "../x"}, {"adapter": {}}, {"contract_digest": "0" * 63},
     ],
 )  # fmt: skip
 def test_a_state_that_is_not_sound(tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -127,7 +127,10 @@ def test_a_state_that_is_not_sound(tmp_path: Path, changed: dict[str, Any]) -> N
 
 
 _json = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dictionaries(st.text(max_size=4), st.integers())
-_FIELDS = ("format", "version", "stack", "packages", "contract_digest", "base_sha256", "progress", "seed", "tensors_sha256", "adapter", "x")
+_FIELDS = (
+    "format", "version", "stack", "packages", "contract_digest", "base_sha256", "data", "progress", "updates", "seed", "tensors_sha256",
+    "adapter", "x",
+)  # fmt: skip
 
 
 @given(changed=st.dictionaries(st.sampled_from(_FIELDS), _json, max_size=2))
