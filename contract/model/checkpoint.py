@@ -151,6 +151,22 @@ def load(checkpoint: Checkpoint, name: str) -> np.ndarray:
     return tensor.astype(np.float32, copy=False)
 
 
+def mapped(checkpoint: Checkpoint, name: str) -> np.ndarray | None:
+    """A weight mapped into memory where it lies, so that what nobody looks at is never read: float32, and None where it lies otherwise.
+
+    What is written to it stays in this process.
+
+    Raises: as load.
+    """
+    placed = checkpoint.placed.get(name)
+    whole = placed is not None and placed.weight.start is None and not placed.weight.transposed
+    # a value's address must be a multiple of its size, which safetensors does not promise
+    if placed is None or not whole or placed.stored.dtype != "F32" or placed.stored.start % 4:
+        return None
+    _require_same(checkpoint, placed.stored.file)
+    return np.memmap(placed.stored.file, dtype="<f4", mode="c", offset=placed.stored.start, shape=placed.stored.shape)
+
+
 def require_finite(checkpoint: Checkpoint, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Reads every weight, block by block, in the memory of one block; nothing is hashed.
 

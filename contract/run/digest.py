@@ -20,6 +20,7 @@ NOT_FOR_PARITY: tuple[tuple[str, ...], ...] = (
     ("lane",),
     ("stack",),
     ("exec", "device"),
+    ("exec", "allow_cpu_fallback"),
     ("exec", "seed"),
     ("model", "hf_repo"),
     ("model", "weight_shards"),

@@ -4,14 +4,17 @@
 
 All of it in bytes; a float32 value has 4. B batch_size, T = S seq_len, the other letters as in contract/worker/taps.py.
 
-    weights      embedding, head, norms and biases in float32; linears in float32, or in NF4 with absmax
+    weights      embedding, head, norms and biases, and linears that are not in NF4, in the compute dtype; NF4 with absmax
     loading      loading * (all weights in float32): weights on their way into the graph
     residue      residue * (linears in float32) where they became NF4: memory that the allocator does not give back
     adapter      A [R, in] and B [out, R] of every linear that has LoRA, float32, 1 + adapter copies
     gradients    as many values, once
     optimizer    m and v of each of them: 8 bytes; in 8 bits 2, and a float32 scale for each 256 values of either
     activations  num_hidden_layers * (sum of activations) + (sum of work) + slices of a block's linears
-    logits       logits * B T V + slices of the head
+    logits       logits * min(B T V, max(chunk, V)) + slices of the head
+
+Where that does not fit, a stack that `recomputes` keeps of each layer one [B, T, D], and computes the rest again: its activations become
+work, of one layer.
 
 NF4 is half a byte a value and, for each block, a float32 absmax; with double quantisation a byte, and a float32 for each 256 blocks
 (arXiv:2305.14314, section 3). The coefficients are a stack's own, measured (contract.worker.capabilities.Memory).
@@ -21,14 +24,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from pydantic import BaseModel, ConfigDict
 
 from contract.model.layout import GPT2Layout, Layout
-from contract.run.spec import AdapterSpec, FineTuneContract, QuantSpec
+from contract.run.spec import AdapterSpec, ComputeDtype, FineTuneContract, QuantSpec
 from contract.worker.capabilities import Memory, Slices
 
 FLOAT32 = 4
+ITEMSIZE: Mapping[ComputeDtype, int] = MappingProxyType({"float32": FLOAT32, "bfloat16": 2})
 IN_A_LAYER = re.compile(r"layers\.(0|[1-9][0-9]{0,9})\.(.+)", re.ASCII)
 """One linear of one layer in rank_pattern and alpha_pattern, such as layers.3.q_proj."""
 
@@ -62,14 +68,14 @@ class Estimate(BaseModel):
 
 
 def estimate(layout: Layout, contract: FineTuneContract, memory: Memory) -> Estimate:
-    """The peak of a full causal run on the device that `memory` is of."""
-    run = contract.exec
+    """The peak of a full causal run on the device and in the compute dtype that `memory` is of."""
+    run, itemsize = contract.exec, ITEMSIZE[memory.dtype]
     linears, others = linear_values(layout), other_values(layout)
     arriving = FLOAT32 * (linears + others)
     if layout.tie_word_embeddings and memory.head_apart:
         others += layout.vocab_size * layout.hidden_size
     if contract.quant.base == "none":
-        held = FLOAT32 * linears
+        held = itemsize * linears
     else:
         held = nf4_bytes(layout, contract.quant)
     trained = adapter_values(layout, contract.adapter)
@@ -82,14 +88,33 @@ def estimate(layout: Layout, contract: FineTuneContract, memory: Memory) -> Esti
         "gradients": FLOAT32 * trained,
         "optimizer": optimizer_bytes(trained, run.optimizer),
         "activations": round(activations + in_linears),
-        "logits": round(_bytes({"BTV": memory.logits}, sizes) + in_head),
+        "logits": round(FLOAT32 * memory.logits * logits_at_once(memory, sizes) + in_head),
     }
     return Estimate(
         process=memory.process,
-        weights=FLOAT32 * others + held,
+        weights=itemsize * others + held,
         loading=max(0, round(memory.loading * arriving) - sum(shares.values())),
         **shares,
     )
+
+
+def fitting(layout: Layout, contract: FineTuneContract, memory: Memory, allowed: float | None) -> tuple[Estimate, bool]:
+    """The estimate, and whether blocks are computed again: where the peak is over what is allowed, and the stack recomputes.
+
+    Args:
+        allowed: bytes; None: not known.
+    """
+    usual = estimate(layout, contract, memory)
+    if allowed is None or usual.total <= allowed or not memory.recomputes:
+        return usual, False
+    work = {product: memory.activations.get(product, 0) + memory.work.get(product, 0) for product in {**memory.activations, **memory.work}}
+    return estimate(layout, contract, memory.model_copy(update={"activations": {"BTD": 1.0}, "work": work})), True
+
+
+def logits_at_once(memory: Memory, sizes: dict[str, int]) -> int:
+    """Logits that are computed at once."""
+    every = math.prod(sizes[letter] for letter in "BTV")
+    return every if memory.chunk is None else min(every, max(memory.chunk, sizes["V"]))
 
 
 def linear_values(layout: Layout) -> int:

@@ -11,6 +11,7 @@ from contract.run.device_memory import format_size
 from contract.run.facts import Facts, Refusal
 from contract.run.gates import refusals
 from contract.run.memory import Estimate
+from contract.run.proxy import middle_blocks
 from contract.run.spec import Base, FineTuneContract, Graph, Objective
 from contract.run.survey import Options, Survey, survey
 from contract.worker.discover import StackInfo
@@ -122,10 +123,9 @@ def _proxy(facts: Facts) -> ProxyPlan | None:
     run = facts.contract.exec
     if facts.contract.graph != "qlora_proxy_v1" or facts.proxy is None:
         return None
-    complete = facts.proxy.matched == facts.proxy.expected
     return ProxyPlan(
-        eligible=complete and not run.lm_head_only and run.proxy_max_layers != 0,
-        complete=complete,
+        eligible=middle_blocks(run, expected=facts.proxy.expected, matched=facts.proxy.matched) > 0,
+        complete=facts.proxy.matched == facts.proxy.expected,
         keys_matched=facts.proxy.matched,
         keys_expected=facts.proxy.expected,
     )

@@ -78,7 +78,7 @@ def preflight(
     if scan and facts.inspected is not None:
         size = facts.inspected.nbytes
         try:
-            checkpoint.require_finite(_placed(facts.inspected), lambda done, total: scanned(size * done // total, size))
+            checkpoint.require_finite(placed_files(facts.inspected), lambda done, total: scanned(size * done // total, size))
         except (ContractError, ContractErrors) as error:
             refused += refusals_of("weights", error)
     counted = None
@@ -139,7 +139,7 @@ def _too_many_ids(ids: int, vocab_size: int) -> Refusal:
     )
 
 
-def _placed(inspected: Inspected) -> Checkpoint:
+def placed_files(inspected: Inspected) -> Checkpoint:
     """The model's files as a checkpoint, whatever of its weights they hold."""
     paths = inspected.files.shards
     identities = {path: files.identity(path) for path in paths}

@@ -128,6 +128,7 @@ class ExecSpec(_Spec):
     compute_dtype: ComputeDtype = Field(default="float32", description="of activations and products")
     packing: bool = Field(default=False, description="several rows in one sequence, with boundaries; no padding")
     device: Annotated[str, Field(pattern=r"^[A-Z0-9_.:-]{1,64}$")] = Field(default="CPU", description="CPU, CUDA, WEBGPU, METAL, CL")
+    allow_cpu_fallback: bool = Field(default=False, description="where the device is not here, run on the CPU, and say so in the manifest")
 
     @field_validator("device", mode="before")
     @classmethod

@@ -16,10 +16,10 @@ from contract.run import device_memory as devices
 from contract.run import promotion as promotions
 from contract.run.device_memory import DeviceMemory
 from contract.run.facts import Facts, Refusal, Rows
-from contract.run.memory import Estimate, estimate
+from contract.run.memory import Estimate, fitting
 from contract.run.promotion import Promotion
 from contract.run.schedule import optimizer_steps
-from contract.run.spec import FineTuneContract
+from contract.run.spec import ComputeDtype, FineTuneContract
 from contract.worker.capabilities import Capabilities, Memory
 from contract.worker.discover import StackInfo, version
 
@@ -82,9 +82,9 @@ def survey(contract: FineTuneContract, stacks: Mapping[str, StackInfo], options:
         steps=steps,
     )
     promotion = _promotion(facts, files, options.promotions)
-    needed = _estimate(facts)
     total = options.device_memory
     memory = devices.measure(contract.exec.device) if total is None else DeviceMemory(total=total, available=None, source="as given")
+    needed = _estimate(facts, None if memory is None else contract.exec.max_vram_fraction * memory.total)
     facts = replace(facts, promotion=promotion, estimate=needed, device_memory=memory)
     return Survey(facts=facts, files=files, index=index, faults=tuple(faults))
 
@@ -112,10 +112,10 @@ def refusals_of(gate: str, error: UserError) -> tuple[Refusal, ...]:
     return (Refusal(gate=gate, got=got or remedy, allowed="what is here and sound", remedy=remedy),)
 
 
-def declared_memory(capabilities: Capabilities, device: str) -> Memory | None:
-    """What a stack declares of its memory on a device."""
+def declared_memory(capabilities: Capabilities, device: str, dtype: ComputeDtype = "float32") -> Memory | None:
+    """What a stack declares of its memory on a device, in a compute dtype."""
     declared = capabilities.training.memory if capabilities.training is not None else ()
-    return next((memory for memory in declared if memory.device == device), None)
+    return next((memory for memory in declared if (memory.device, memory.dtype) == (device, dtype)), None)
 
 
 def _attempt(gate: str, read: Callable[[], Read], faults: list[Refusal]) -> Read | None:
@@ -175,14 +175,14 @@ def _promotion(facts: Facts, files: ModelFiles | None, folder: Path) -> Promotio
     return promotions.find(facts.stack, facts.contract, packages=packages, shards=() if files is None else files.shards, folder=folder)
 
 
-def _estimate(facts: Facts) -> Estimate | None:
-    """None where weights are missing, the stack does not run such a model, or declares nothing of its memory on this device."""
+def _estimate(facts: Facts, allowed: float | None) -> Estimate | None:
+    """None where weights are missing, the stack does not run such a model, or declares nothing of its memory on this device and dtype."""
     contract, training = facts.contract, facts.training
     if facts.inspected is None or facts.inspected.missing or training is None or facts.capabilities is None:
         return None
     layout = facts.inspected.layout
-    declared = declared_memory(facts.capabilities, contract.exec.device)
+    declared = declared_memory(facts.capabilities, contract.exec.device, contract.exec.compute_dtype)
     runs = contract.graph == "full_causal" and layout.model_type in training.graphs.get("full_causal", ())
-    if declared is None or not runs or contract.exec.compute_dtype != "float32":
+    if declared is None or not runs:
         return None
-    return estimate(layout, contract, declared)
+    return fitting(layout, contract, declared, allowed)[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from contract.run.device_memory import format_size
 from contract.run.facts import Facts, Refusal
 
@@ -33,17 +36,20 @@ def memory(facts: Facts) -> Refusal | None:
         got=f"a run of about {format_size(needed)}, most of it {largest} ({format_size(size)})",
         allowed=f"{format_size(int(allowed))}: {fraction:g} (exec.max_vram_fraction) of {format_size(facts.device_memory.total)} "
         f"({facts.device_memory.source})",
-        remedy=_REMEDIES.get(largest, "take a device with more memory, or a smaller model"),
+        remedy=REMEDIES.get(largest, "take a device with more memory, or a smaller model"),
     )
 
 
-_REMEDIES = {
-    "activations": "lower exec.batch_size (and raise grad_accum), or exec.seq_len",
-    "logits": "lower exec.batch_size (and raise grad_accum), or exec.seq_len",
-    "adapter": "lower adapter.rank, or name fewer target_modules",
-    "gradients": "lower adapter.rank, or name fewer target_modules",
-    "optimizer": "lower adapter.rank, or name fewer target_modules",
-    "weights": "set quant.base to nf4 where the stack takes it, or take a smaller model",
-}
+REMEDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "activations": "lower exec.batch_size (and raise grad_accum), or exec.seq_len",
+        "logits": "lower exec.batch_size (and raise grad_accum), or exec.seq_len",
+        "adapter": "lower adapter.rank, or name fewer target_modules",
+        "gradients": "lower adapter.rank, or name fewer target_modules",
+        "optimizer": "lower adapter.rank, or name fewer target_modules",
+        "weights": "set quant.base to nf4 where the stack takes it, or take a smaller model",
+    }
+)
+"""Which fields make a share of the memory smaller."""
 
 GATES = (device, memory)

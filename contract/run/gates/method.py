@@ -64,11 +64,14 @@ def compute_dtype(facts: Facts) -> Refusal | None:
 
 
 def optimizer(facts: Facts) -> Refusal | None:
-    """The stack has the optimiser."""
-    wanted = facts.contract.exec.optimizer
-    if facts.training is None or wanted in facts.training.optimizers:
+    """The stack has the optimiser, on this device."""
+    wanted, device = facts.contract.exec.optimizer, facts.contract.exec.device
+    if facts.training is None:
         return None
-    return _not_taken(facts, "optimizer", f"exec.optimizer {wanted}", facts.training.optimizers, "set exec.optimizer so")
+    there = [name for name in facts.training.optimizers if device in facts.training.optimizer_devices.get(name, (device,))]
+    if wanted in there:
+        return None
+    return _not_taken(facts, "optimizer", f"exec.optimizer {wanted} on {device}", there, "set exec.optimizer so")
 
 
 def dropout(facts: Facts) -> Refusal | None:

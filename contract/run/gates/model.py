@@ -6,6 +6,8 @@ from contract.model.fit import LISTED
 from contract.run.digest import run_digest
 from contract.run.facts import Facts, Refusal
 from contract.run.memory import IN_A_LAYER
+from contract.run.proxy import middle_blocks
+from contract.worker.taps import LM_HEAD, MIDDLE
 
 
 def model_type(facts: Facts) -> Refusal | None:
@@ -24,8 +26,8 @@ def model_type(facts: Facts) -> Refusal | None:
 
 
 def layout_options(facts: Facts) -> Refusal | None:
-    """The stack has what the model adds to the plain graph of its type."""
-    if facts.training is None or facts.layout is None:
+    """The stack has what the model adds to the plain graph of its type; none of it is in the proxy graph."""
+    if facts.training is None or facts.layout is None or facts.contract.graph == "qlora_proxy_v1":
         return None
     lacking = [option for option in facts.layout.options if option not in facts.training.layout_options]
     if not lacking:
@@ -74,18 +76,22 @@ def pattern_names(facts: Facts) -> Refusal | None:
     if facts.layout is None:
         return None
     adapter = facts.contract.adapter
-    targets = adapter.target_modules or facts.layout.linears
+    targets, blocks = adapter.target_modules or facts.layout.linears, facts.layout.num_hidden_layers
+    outside: tuple[str, ...] = ()
+    if facts.contract.graph == "qlora_proxy_v1" and facts.proxy is not None:
+        blocks = middle_blocks(facts.contract.exec, expected=facts.proxy.expected, matched=facts.proxy.matched)
+        targets, outside = (MIDDLE,) if blocks else (), (LM_HEAD,)
     strange = [
         f"adapter.{field} {name}" for field in ("rank_pattern", "alpha_pattern") for name in getattr(adapter, field)
-        if not _has_lora(name, targets, facts.layout.num_hidden_layers)
+        if name not in outside and not _has_lora(name, targets, blocks)
     ]  # fmt: skip
     if not strange:
         return None
-    last = facts.layout.num_hidden_layers - 1
+    one = f", or one of them in one layer: layers.0.{targets[0]} to layers.{blocks - 1}" if targets else ""
     return Refusal(
         gate="pattern_names",
         got=", ".join(strange),
-        allowed=f"linears that get LoRA ({', '.join(targets)}), or one of them in one layer: layers.0.{targets[0]} to layers.{last}",
+        allowed=f"linears that get LoRA ({', '.join((*targets, *outside))}){one}",
         remedy="correct the names, or leave them out",
     )
 

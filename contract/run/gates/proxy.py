@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contract.model.fit import LISTED
 from contract.run.facts import Facts, Refusal
+from contract.run.proxy import middle_blocks
 
 
 def proxy_fields(facts: Facts) -> Refusal | None:
@@ -83,4 +84,20 @@ def full_proxy_stack(facts: Facts) -> Refusal | None:
     )
 
 
-GATES = (proxy_fields, proxy_targets, proxy_base, proxy_layers, full_proxy_stack)
+def proxy_square(facts: Facts) -> Refusal | None:
+    """A middle block takes the residual stream and adds to it, so its linear is square."""
+    contract, layout = facts.contract, facts.layout
+    if contract.graph != "qlora_proxy_v1" or layout is None or facts.proxy is None:
+        return None
+    wide, hidden = layout.num_attention_heads * layout.head_dim, layout.hidden_size
+    if wide == hidden or not middle_blocks(contract.exec, expected=facts.proxy.expected, matched=facts.proxy.matched):
+        return None
+    return Refusal(
+        gate="proxy_square",
+        got=f"a {layout.model_type} model whose attention's output projection is [{hidden}, {wide}]",
+        allowed="a square one (num_attention_heads * head_dim = hidden_size), or the LM head alone",
+        remedy="set exec.lm_head_only to true, or graph to full_causal",
+    )
+
+
+GATES = (proxy_fields, proxy_targets, proxy_base, proxy_layers, full_proxy_stack, proxy_square)

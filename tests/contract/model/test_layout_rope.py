@@ -10,13 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from transformers import LlamaConfig
 
 from contract.errors import ContractError, ContractErrors
 from contract.model import layout
 from contract.model.layout import LlamaLayout, MistralLayout, Qwen2Layout, Qwen3Layout, RopeScaling
-from contract.worker.plan import GraphPlan, plain
+from contract.worker.plan import GraphPlan
 from tests.contract.model.tiny_witness import fields_of, logits, model_of
 
 ROPE_TYPES = ["llama", "mistral", "qwen2", "qwen3"]
@@ -144,21 +143,10 @@ def test_llama3_needs_each_of_its_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("scaling", [LINEAR, LLAMA3])
-def test_no_graph_is_opened_with_a_scaling_that_it_has_not(scaling: Mapping[str, Any]) -> None:
-    """The tap table has no scaling, so a stack would leave it out in silence."""
+def test_a_plan_carries_the_scaling(scaling: Mapping[str, Any]) -> None:
     scaled = read(rope_theta=77.0, rope_scaling=dict(scaling))
-    with pytest.raises(ValidationError, match=f"got rope_scaling.{scaling['rope_type']}; allowed: the plain graph"):
-        GraphPlan.model_validate({"layout": scaled.model_dump(mode="json"), "dtype": "float32", "lora": {"rank": 1, "alpha": 1.0}})
-    with pytest.raises(ContractError, match=f"got rope_scaling.{scaling['rope_type']}; allowed: the plain graph"):
-        plain(scaled)
-    assert plain(read()) == read()
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "mistral", "qwen2", "qwen3"])
-def test_no_graph_is_opened_of_an_architecture_without_taps(model_type: str) -> None:
-    found = layout.read({"model_type": model_type, **fields_of(model_type)})
-    with pytest.raises(ContractError, match=f"model_type: got {model_type}; allowed: llama"):
-        plain(found)
+    plan = GraphPlan.model_validate({"layout": scaled.model_dump(mode="json"), "dtype": "float32", "lora": {"rank": 1, "alpha": 1.0}})
+    assert plan.layout == scaled
 
 
 def test_two_scalings_are_refused() -> None:

@@ -43,6 +43,17 @@ def weights(**changed: Any) -> Tensors:
     return {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
 
 
+SQUARE: Mapping[str, int] = {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 2}
+"""Fields of a config.json whose o_proj is square, as the proxy graph wants it."""
+
+
+def squared(tensors: Tensors) -> Tensors:
+    """Weights that go with SQUARE, cut from others."""
+    rows = {"q_proj": 10, "k_proj": 2, "v_proj": 2}
+    cut = {key: tensor[: rows.get(key.split(".")[-2], len(tensor))] for key, tensor in tensors.items()}
+    return {key: np.ascontiguousarray(tensor[:, :10]) if ".o_proj.w" in key else tensor for key, tensor in cut.items()}
+
+
 def write(folder: Path, tensors: Tensors | None = None, **changed: Any) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(CONFIG) | changed))

@@ -22,6 +22,7 @@ LLAMA3 = model_layout(
         "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
     }
 )  # fmt: skip
+WIDE = model_layout(head_dim=8)
 MISTRAL = model_layout("attention_bias", "mlp_bias", model_type="mistral")
 
 
@@ -110,6 +111,18 @@ CASES = [
         allowed={**run(exec__optimizer="adamw_8bit"), "trained": {"optimizers": ["adamw_8bit"]}},
     ),
     Case(
+        gate="optimizer",
+        refused={
+            **run(exec__optimizer="adamw_8bit"),
+            "trained": {"optimizers": ["adamw", "adamw_8bit"], "optimizer_devices": {"adamw_8bit": ["CUDA"]}},
+        },
+        words=("exec.optimizer adamw_8bit on CPU", "stack alpha: adamw"),
+        allowed={
+            **run(exec__optimizer="adamw_8bit", exec__device="CUDA"),
+            "trained": {"optimizers": ["adamw", "adamw_8bit"], "optimizer_devices": {"adamw_8bit": ["CUDA"]}},
+        },
+    ),
+    Case(
         gate="dropout", refused=run(adapter__dropout=0.1), words=("adapter.dropout 0.1", "stack alpha: 0"),
         allowed={**run(adapter__dropout=0.1), "trained": ABLE},
     ),
@@ -164,6 +177,15 @@ CASES = [
         allowed={**run(**PROXY, exec__require_full_proxy_stack=True), "inspected": inspected(proxy=(3, 3))},
     ),
     Case(
+        gate="proxy_square", refused={**run(**PROXY), "inspected": inspected(WIDE)},
+        words=("attention's output projection is [24, 48]", "square", "exec.lm_head_only"),
+        allowed={**run(**PROXY, exec__lm_head_only=True), "inspected": inspected(WIDE)},
+    ),
+    Case(
+        gate="proxy_square", refused={**run(**PROXY, exec__proxy_max_layers=1), "inspected": inspected(WIDE)}, words=("a llama model",),
+        allowed={**run(**PROXY), "inspected": inspected(WIDE, proxy=(3, 2))},
+    ),
+    Case(
         gate="model_type", refused={"inspected": inspected(MISTRAL)},
         words=("model_type mistral under graph full_causal", "stack alpha: llama"),
         allowed={"inspected": inspected(MISTRAL), "trained": {"graphs": {"full_causal": ["mistral"]}}},
@@ -194,6 +216,18 @@ CASES = [
         gate="pattern_names",
         refused={**run(adapter__rank_pattern={"k_proj": 4}, adapter__target_modules=["q_proj"]), "trained": ABLE},
         words=("adapter.rank_pattern k_proj", "linears that get LoRA (q_proj)"),
+    ),
+    *(
+        Case(gate="pattern_names", refused={**run(**PROXY, adapter__rank_pattern={refused: 4}, **fields), "trained": ABLE},
+        words=(f"adapter.rank_pattern {refused}", words), allowed={
+            **run(**PROXY, adapter__alpha_pattern={allowed: 4.0}, **fields), "trained": ABLE,
+        })
+        for refused, allowed, fields, words in (
+            ("q_proj", "o_proj", {}, "(o_proj, lm_head), or one of them in one layer: layers.0.o_proj to layers.2"),
+            ("layers.2.o_proj", "layers.1.o_proj", {"exec__proxy_max_layers": 2}, "layers.0.o_proj to layers.1"),
+            ("layers.0.lm_head", "lm_head", {}, "lm_head"),
+            ("o_proj", "lm_head", {"exec__lm_head_only": True}, "linears that get LoRA (lm_head)"),
+        )
     ),
     Case(
         gate="tokenizer_file", refused={"has_tokenizer": False}, words=("method qlora with tokenizer hf, and no tokenizer.json",),

@@ -29,7 +29,8 @@ SMALL_TEXT = (
     '"target_modules":[],"targets":"full_graph"},"artifact":{"adapter_schema_version":3,"allow_placeholder_attention_merge":false,'
     '"deployment_target":"workstation"},"contract_version":1,"data":{"context_filter":null,"curriculum":"none","min_rating":3,'
     '"parse_special_tokens":false,"skip_bad_rows":false,"system_prompt":null,"template":"chatml","tokenizer_mode":"hf",'
-    '"train_file":"train.jsonl","truncation":"left","validation_split":0.05},"exec":{"adapter_tag":null,"batch_size":4,"ce_last_k":16,'
+    '"train_file":"train.jsonl","truncation":"left","validation_split":0.05},"exec":{"adapter_tag":null,"allow_cpu_fallback":false,'
+    '"batch_size":4,"ce_last_k":16,'
     '"checkpoint_every":500,"compute_dtype":"float32","device":"CPU","epochs":3,"grad_accum":4,"learning_rate":0.0002,'
     '"lm_head_only":false,"max_grad_norm":1,"max_skip_rate":0.05,"max_steps":null,"max_vram_fraction":0.9,"optimizer":"adamw","packing":false,'
     '"proxy_max_layers":null,"require_full_proxy_stack":false,"resume_from":null,"seed":42,"seq_len":256,"warmup_steps":100,'
@@ -52,7 +53,8 @@ FULL_TEXT = (
     '"artifact":{"adapter_schema_version":3,"allow_placeholder_attention_merge":false,"deployment_target":"workstation"},'
     '"contract_version":1,"data":{"context_filter":null,"curriculum":"none","min_rating":3,"parse_special_tokens":false,'
     '"skip_bad_rows":false,"system_prompt":"two\\nlines\\t\\u001f","template":"chatml","tokenizer_mode":"hf",'
-    '"train_file":"a\\"b\\\\c\u2028\x80","truncation":"left","validation_split":0.05},"exec":{"adapter_tag":null,"batch_size":4,"ce_last_k":16,'
+    '"train_file":"a\\"b\\\\c\u2028\x80","truncation":"left","validation_split":0.05},"exec":{"adapter_tag":null,"allow_cpu_fallback":false,'
+    '"batch_size":4,"ce_last_k":16,'
     '"checkpoint_every":500,"compute_dtype":"float32","device":"WEBGPU","epochs":3,"grad_accum":4,"learning_rate":0.0000125,'
     '"lm_head_only":false,"max_grad_norm":1,"max_skip_rate":0.05,"max_steps":null,"max_vram_fraction":0.9,"optimizer":"adamw","packing":false,'
     '"proxy_max_layers":null,"require_full_proxy_stack":false,"resume_from":null,"seed":"9223372036854775807","seq_len":256,'
@@ -64,13 +66,13 @@ GOLDEN = [
     (
         SMALL,
         SMALL_TEXT,
-        "5fe870d5f1467dab4de93d64eddaa06ef270d5ccc8ce1a5b74cba21fc4b413b2",
+        "d0d7a123842ea377a5294d333a313e3de7c7507f8a15cdcc5b8e4badb0f0b9c3",
         "23a1eebdb100e5b379880c61ac1bf775f365f19f3396ab22d0130b9fe2602953",
     ),
     (
         FULL,
         FULL_TEXT,
-        "abc02c0069d0d5a0478bcf2263c6c57aa765cb9e999e37b8e04cceb88875346d",
+        "b1e575c6b841bd54b5de0b32c6781772466a40fa4b164a7a98ac6fff96ea604a",
         "45fb3235571258c0e65cb680d8dd71ade6e5da497c57cf630fcd0dee2df4db87",
     ),
 ]
@@ -78,7 +80,7 @@ GOLDEN = [
 
 CUTS = (
     '"lane":"production",', '"lane":"research",', ',"stack":null', ',"stack":"tinygrad_lora"', '"device":"CPU",',
-    '"device":"WEBGPU",', '"seed":42,', '"seed":"9223372036854775807",',
+    '"device":"WEBGPU",', '"allow_cpu_fallback":false,', '"seed":42,', '"seed":"9223372036854775807",',
     '"resume_from":null,', '"train_file":"train.jsonl",', '"train_file":"a\\"b\\\\c\u2028\x80",',
     '"config_json":null,"hf_repo":"smollm2-135m","tokenizer_json":null,"weight_shards":[]',
     '"config_json":null,"hf_repo":"é/😀","tokenizer_json":null,"weight_shards":["a","b","é","😀"]',
@@ -182,8 +184,8 @@ def test_a_field_changed_alone_changes_the_digest(path: Path, base: str) -> None
 
 
 LEFT_OUT = {
-    ("lane",), ("stack",), ("exec", "device"), ("exec", "seed"), ("model", "hf_repo"), ("model", "weight_shards"), ("model", "config_json"),
-    ("model", "tokenizer_json"), ("data", "train_file"), ("exec", "resume_from"),
+    ("lane",), ("stack",), ("exec", "device"), ("exec", "allow_cpu_fallback"), ("exec", "seed"), ("model", "hf_repo"),
+    ("model", "weight_shards"), ("model", "config_json"), ("model", "tokenizer_json"), ("data", "train_file"), ("exec", "resume_from"),
 }  # fmt: skip
 
 

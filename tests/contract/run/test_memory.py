@@ -173,3 +173,37 @@ def test_each_stack_declares_what_it_holds_on_the_cpu(name: str) -> None:
     assert found.logits >= 1
     assert found.activations or found.work
     assert declared_memory(discover.installed()[name].capabilities, "WEBGPU") is None
+
+
+# What depends on the stack's paths
+
+
+def test_bfloat16_holds_weights_in_two_bytes() -> None:
+    assert estimate(dtype="bfloat16").weights == 2 * (LINEARS + OTHERS)
+    wide, narrow = (estimate(base="nf4", dtype=dtype).weights for dtype in ("float32", "bfloat16"))
+    assert wide - narrow == 2 * OTHERS
+
+
+@pytest.mark.parametrize(("chunk", "held"), [(None, 20_000), (10**9, 20_000), (3_000, 3_000), (7, 1_000)])
+def test_of_chunked_logits_a_chunk_is_held_and_a_row_at_least(chunk: int | None, held: int) -> None:
+    run = {"exec__batch_size": 2, "exec__seq_len": 10}
+    assert estimate(run, logits=3, chunk=chunk).logits == 4 * 3 * held
+
+
+def test_blocks_are_computed_again_where_the_run_does_not_fit() -> None:
+    """All layers' activations become one layer's, beside each layer's input."""
+    run, model = contract(exec__batch_size=2, exec__seq_len=10), llama()
+    given = declared(activations={"BTD": 5, "BTF": 4}, work={"BTF": 1}, recomputes=True)
+    usual = memory.estimate(model, run, given)
+    again = usual.total - usual.activations + 4 * 20 * (3 * 24 + 5 * 24 + 5 * 40)
+    assert memory.fitting(model, run, given, None) == memory.fitting(model, run, given, usual.total) == (usual, False)
+    tight, recomputed = memory.fitting(model, run, given, usual.total - 1)
+    assert (tight.total, recomputed) == (again, True)
+    without = given.model_copy(update={"recomputes": False})
+    assert memory.fitting(model, run, without, usual.total - 1) == (usual, False)
+
+
+def test_a_declaration_is_of_one_dtype() -> None:
+    found = discover.installed()["torch_qlora"].capabilities
+    assert declared_memory(found, "CPU", "float32") is not None
+    assert all(memory.dtype == "float32" for memory in [declared_memory(found, "CPU")] if memory is not None)

@@ -137,10 +137,17 @@ def test_steps_are_not_known_with_packing(folder: Path) -> None:
     ids=str,
 )
 def test_a_proxy_plan(folder: Path, fields: dict[str, Any], eligible: bool) -> None:
+    tensors = tiny_checkpoint.squared(tiny_checkpoint.weights(vocab_size=30))
+    tiny_checkpoint.write(folder / "model", tensors, vocab_size=30, **tiny_checkpoint.SQUARE)
     found = planned(folder, **PROXY, **fields)
     assert found.compat_mode
     assert found.proxy_stack is not None
     assert found.proxy_stack.model_dump() == {"eligible": eligible, "complete": True, "keys_matched": 2, "keys_expected": 2}
+
+
+def test_a_proxy_plan_of_a_model_whose_middle_linears_are_not_square(folder: Path) -> None:
+    assert list(refused(folder, **PROXY)) == ["proxy_square"]
+    assert planned(folder, **PROXY, exec__lm_head_only=True).proxy_stack is not None
 
 
 def test_a_checkpoint_without_a_middle_key(folder: Path) -> None:
@@ -215,7 +222,8 @@ def checkpoint_of(folder: Path, contract_digest: str) -> Path:
         folder / "checkpoint",
         TrainingCheckpoint(
             adapter=adapter, m=moments, v=moments, stack="alpha", packages={"twostack": "1"}, contract_digest=contract_digest,
-            base_sha256="0" * 64, progress=Progress(step=3, epoch=0, step_of_epoch=3), seed=42,
+            base_sha256="0" * 64, data={}, updates=3, seed=42,
+            progress=Progress(step=3, epoch=0, step_of_epoch=3, skipped=0, rows_of_epoch=3, skipped_of_epoch=0),
         ),
     )  # fmt: skip
     return folder / "checkpoint"

@@ -48,9 +48,9 @@ def test_no_stack_has_to_be_there(folder: Path) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"graph": "qlora_proxy_v1", "adapter__targets": "lm_head_proxy"}], ids=str)
 def test_nan_is_found_by_a_scan_alone(folder: Path, fields: dict[str, Any]) -> None:
-    tensors = tiny_checkpoint.weights(vocab_size=30)
+    tensors = tiny_checkpoint.squared(tiny_checkpoint.weights(vocab_size=30))
     tensors["model.layers.1.self_attn.o_proj.weight"][3, 4] = np.nan
-    tiny_checkpoint.write(folder / "model", tensors, vocab_size=30)
+    tiny_checkpoint.write(folder / "model", tensors, vocab_size=30, **tiny_checkpoint.SQUARE)
     assert isinstance(checked(folder, **fields), FileReport)
     found = checked(folder, scan=True, **fields)
     assert isinstance(found, dict)
