@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from contract.run.spec import Base, ComputeDtype, Graph, Lane, Method, Optimizer, TokenizerMode
 from contract.worker.operation import WORK_DTYPES
 from contract.worker.operations import OPERATIONS
-from contract.worker.plan import Path
+from contract.worker.plan import Dtype, Path
 
 Function = Literal["exp", "log", "sqrt", "reciprocal", "tanh", "erf", "sin", "cos"]
 FUNCTIONS: tuple[Function, ...] = get_args(Function)
@@ -38,9 +38,15 @@ class Graphs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architectures: dict[str, tuple[Literal["float32", "float64"], ...]] = Field(description="model_type -> dtypes")
+    architectures: dict[str, tuple[Dtype, ...]] = Field(description="model_type -> dtypes")
     nf4: bool = Field(description="whether the block linears may be NF4")
     paths: tuple[Path, ...] = Field(description="production paths that it has beside the plain one")
+    layout_options: tuple[str, ...] = Field(default=(), description="options of a layout beyond the plain graph of its type")
+    packing: bool = Field(default=False, description="whether requests may carry positions and segments")
+    patterns: bool = Field(default=False, description="whether linears may differ in rank and alpha")
+    proxy: tuple[Dtype, ...] = Field(
+        default=(), description="dtypes in which it opens qlora_proxy_v1, of any architecture; none: not at all"
+    )
 
 
 Dimensions = Annotated[str, Field(pattern="^[BTDFHSQNR]+$")]
@@ -64,7 +70,7 @@ class Slices(BaseModel):
 
 
 class Memory(BaseModel):
-    """What a run holds at its peak on one device (contract/run/memory.py has the formula).
+    """What a run holds at its peak on one device in one compute dtype (contract/run/memory.py has the formula).
 
     Copies are in units of float32 values; they are measured, and count what the allocator can't give back.
     """
@@ -72,6 +78,7 @@ class Memory(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str
+    dtype: ComputeDtype = Field(default="float32", description="the compute dtype that this is of")
     process: int = Field(ge=0, description="bytes: the process itself, its libraries loaded")
     loading: Copies = Field(description="copies of all weights that are held beside the graph while it is opened")
     residue: Copies = Field(description="copies of the linears' float32 weights that stay behind when they become NF4")
@@ -80,6 +87,8 @@ class Memory(BaseModel):
     activations: dict[Dimensions, Copies] = Field(description="of each layer, held for the backward pass")
     work: dict[Dimensions, Copies] = Field(default_factory=dict, description="of the one layer that is computed, forward and backward")
     logits: Copies = Field(description="copies of [B, T, V] that are held at once")
+    chunk: int | None = Field(default=None, ge=1, description="logits that are computed at once, at most (a row of them at least)")
+    recomputes: bool = Field(default=False, description="where a run does not fit, its blocks are computed again in the backward pass")
     slices: Slices | None = Field(default=None, description="None: the gradient is one product")
     source: str = Field(min_length=1, description="the command that measured these")
 
@@ -106,6 +115,9 @@ class Training(BaseModel):
     layout_options: tuple[str, ...] = Field(description="options of a layout beyond the plain graph, such as rope_scaling.llama3")
     compute_dtypes: tuple[ComputeDtype, ...]
     optimizers: tuple[Optimizer, ...]
+    optimizer_devices: dict[Optimizer, tuple[str, ...]] = Field(
+        default_factory=dict, description="optimizer -> the only devices on which the stack has it"
+    )
     dropout: bool
     packing: bool
     patterns: bool = Field(description="rank_pattern and alpha_pattern")

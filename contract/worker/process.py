@@ -10,7 +10,8 @@ import contextlib
 import queue
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,10 +36,16 @@ CLOSE_SECONDS = 5.0
 EXIT_SECONDS = 5.0
 LOG_LINES = 12
 
+TICK_SECONDS = 0.2
+"""How often a watcher is called while nothing comes: so soon it hears of Ctrl-C."""
+
 GREETING = 0
 """Id of the frame that a worker sends unasked once its stack is made."""
 
 TensorOrReference = np.ndarray | FileReference
+
+Watch = Callable[[dict[str, Any] | None], None]
+"""Told a progress frame's values, or None where nothing came for a while."""
 
 
 @dataclass
@@ -70,14 +77,18 @@ class Pending:
     seconds: float
     start: int
 
-    def result(self) -> Answer:
+    def result(self, watch: Watch | None = None) -> Answer:
         """Waits for the answer.
+
+        Args:
+            watch: told of each progress frame meanwhile, and called with None where none came for TICK_SECONDS. It may send requests,
+                such as `cancel`; what it raises ends the wait.
 
         Raises:
             HarnessError: the worker died, hung, or broke the protocol.
             RequestFailed: the stack answered with an error.
         """
-        return self.stack.collect(self)
+        return self.stack.collect(self, watch)
 
 
 class StackProcess:
@@ -188,11 +199,11 @@ class StackProcess:
         self._send(pending)
         return pending
 
-    def collect(self, pending: Pending) -> Answer:
+    def collect(self, pending: Pending, watch: Watch | None = None) -> Answer:
         """Waits for the answer to `pending` (Pending.result); pending requests may be collected in any order."""
         sent: set[str] = set()
         while True:
-            header, tensors = self._wait(pending)
+            header, tensors = self._wait(pending, watch)
             if header["status"] == "ok":
                 return self._answer(header, tensors)
             sha256 = str(header.get("sha256"))
@@ -263,7 +274,7 @@ class StackProcess:
             ) from None
         self.request("file", {"sha256": sha256}, {"content": content})
 
-    def _wait(self, pending: Pending) -> Frame:
+    def _wait(self, pending: Pending, watch: Watch | None = None) -> Frame:
         """The answer to one request: `ok` or `need_file`; anything else raises."""
         process = self._process
         if process is None or pending.start != self._starts:
@@ -272,8 +283,10 @@ class StackProcess:
         while pending.request_id not in process.answered:
             if pending.request_id not in process.unanswered:
                 raise ValueError(f"the answer to request {pending.request_id} was collected before; keep it, or ask again")
-            header, tensors = self._receive(process, pending)
+            header, tensors = self._receive(process, pending, watch)
             if header.get("status") == "progress":
+                if watch is not None and header.get("id") == pending.request_id:
+                    watch(self._progress(header))
                 continue
             answered = header.get("id")
             if not isinstance(answered, int) or answered not in process.unanswered:
@@ -287,16 +300,28 @@ class StackProcess:
             raise self._broken(f"answered with status {header.get('status')!r}; allowed: ok, error, progress, need_file")
         return header, tensors
 
-    def _receive(self, process: _Process, pending: Pending) -> Frame:
-        try:
-            frame = process.pipe.frames.get(timeout=pending.seconds)
-        except queue.Empty:
-            raise self._hung(pending.seconds, f"to answer {pending.header['request']}") from None
+    def _receive(self, process: _Process, pending: Pending, watch: Watch | None) -> Frame:
+        deadline, frame = time.monotonic() + pending.seconds, None
+        while frame is None:
+            left = deadline - time.monotonic()
+            try:
+                frame = process.pipe.frames.get(timeout=max(0.0, left if watch is None else min(left, TICK_SECONDS)))
+            except queue.Empty:
+                if time.monotonic() >= deadline:
+                    raise self._hung(pending.seconds, f"to answer {pending.header['request']}") from None
+                if watch is not None:
+                    watch(None)
         if isinstance(frame, wire.EndOfPipe | wire.CutShort | OSError):
             raise self._died()
         if isinstance(frame, Exception):
             raise self._broken(str(frame))
         return frame
+
+    def _progress(self, header: dict[str, Any]) -> dict[str, Any]:
+        values = header.get("values")
+        if not isinstance(values, dict):
+            raise self._broken(f"sent progress that is a {type(values).__name__}, must be an object")
+        return values
 
     def _answer(self, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Answer:
         values, busy = header.get("values", {}), header.get("busy_ns", [0, 0])

@@ -11,10 +11,12 @@ import importlib
 import math
 import os
 import queue
+import signal
 import sys
 import threading
 import time
 import traceback
+from types import FrameType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -65,7 +67,8 @@ class Worker:
         self._factory, self._device = factory, device
         self._incoming, self._outgoing = incoming, outgoing
         self._channel = Channel(outgoing)
-        self._requests: queue.Queue[tuple[int, dict[str, Any], dict[str, np.ndarray]] | None] = queue.Queue()
+        # Simple, since `end` is called by a signal handler: it may interrupt a `get` of this same thread.
+        self._requests: queue.SimpleQueue[tuple[int, dict[str, Any], dict[str, np.ndarray]] | None] = queue.SimpleQueue()
         self._stack: Stack | None = None
 
     def run(self) -> None:
@@ -102,8 +105,12 @@ class Worker:
         except Exception as error:
             if not isinstance(error, wire.EndOfPipe):
                 print(f"worker: {error}", file=sys.stderr)
-            self._channel.cancel_through(math.inf)
-            self._requests.put(None)
+            self.end()
+
+    def end(self) -> None:
+        """Has the request under way end early, and then the worker."""
+        self._channel.cancel_through(math.inf)
+        self._requests.put(None)
 
     def _answer(self, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[bytes, bytes]:
         """The frame that answers a request; whatever goes wrong, also in writing the answer down, is an answer too."""
@@ -169,7 +176,19 @@ def serve(factory: str) -> None:
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
+    worker = Worker(factory, device, incoming, outgoing)
+    _mind_signals(worker)
     try:
-        Worker(factory, device, incoming, outgoing).run()
+        worker.run()
     except BrokenPipeError:
         os._exit(1)
+
+
+def _mind_signals(worker: Worker) -> None:
+    """Ctrl-C is the launcher's to hear; whoever ends a whole group of processes (systemd, Slurm) leaves a run the time to be saved."""
+
+    def ask_to_end(number: int, frame: FrameType | None) -> None:
+        worker.end()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, ask_to_end)

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract.model.layout import LlamaLayout
+from contract.model.layout import GPT2Layout, Layout, LlamaLayout, MistralLayout, Qwen2Layout, Qwen3Layout, RopeScaling
 from contract.worker import graph
 from contract.worker.graph import Invalid
 from contract.worker.plan import GraphPlan, Lora
 
 B, T = 5, 7
+LORA = Lora(rank=3, alpha=5)
 
 
 def layout(**changed: Any) -> LlamaLayout:
@@ -25,8 +26,30 @@ def layout(**changed: Any) -> LlamaLayout:
 
 
 def plan(*, targets: tuple[str, ...] = ("k_proj", "down_proj"), dtype: str = "float64", **changed: Any) -> GraphPlan:
-    own = {name: changed.pop(name) for name in ("sections", "base", "paths") if name in changed}
+    own = {name: changed.pop(name) for name in ("sections", "base", "paths", "lora", "graph") if name in changed}
     return GraphPlan.model_validate({"layout": layout(**changed), "dtype": dtype, "lora": Lora(rank=3, alpha=5, targets=targets), **own})
+
+
+_OWN = ("model_type", "rope_scaling", "attention_bias", "mlp_bias")
+_SIZES = {name: getattr(layout(), name) for name in LlamaLayout.model_fields if name not in _OWN}
+
+GPT2 = GPT2Layout(
+    vocab_size=41, hidden_size=12, intermediate_size=22, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3, head_dim=4,
+    max_position_embeddings=9, tie_word_embeddings=True, layer_norm_epsilon=1e-4, activation_function="gelu", scale_attn_weights=False,
+    scale_attn_by_inverse_layer_idx=True, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
+)  # fmt: skip
+OTHERS: tuple[Layout, ...] = (
+    GPT2,
+    MistralLayout(**_SIZES, sliding_window=3),
+    Qwen2Layout(**_SIZES, sliding_window=4, layer_types=("sliding_attention", "full_attention")),
+    Qwen3Layout(**_SIZES, attention_bias=True, rope_scaling=RopeScaling(rope_type="linear", factor=2.0)),
+)
+"""Every other architecture, with options."""
+
+
+def other_plan(others: Layout, *, lora: Lora = LORA, **fields: Any) -> GraphPlan:
+    """A plan of another architecture."""
+    return GraphPlan.model_validate({"layout": others, "dtype": "float64", "lora": lora, **fields})
 
 
 def refuses(message: str, what: Any, *arguments: Any) -> str:

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from contract.model import checkpoint
+from contract.model import checkpoint, weights
+from contract.model.layout import Layout
 from contract.worker import graph, taps
 from contract.worker.graph import Invalid
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.taps import LINEARS
-from tests.contract.worker.small_plan import BAD_LABELS, B, T, ids, labels, layout, plan, refuses
+from tests.contract.worker.small_plan import BAD_LABELS, GPT2, OTHERS, B, T, ids, labels, other_plan, plan, refuses
 
 WEIGHTS = {
     "attention_norm": (14,), "mlp_norm": (14,), "q_proj": (24, 14), "k_proj": (8, 14), "v_proj": (8, 14), "o_proj": (14, 24),
@@ -33,7 +34,36 @@ def filled(expected: graph.Expected) -> dict[str, np.ndarray]:
 
 
 def test_every_linear_is_a_target_unless_some_are_named() -> None:
-    assert Lora(rank=16, alpha=6).targets == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    every = Lora(rank=16, alpha=6)
+    assert plan(lora=every).targets == {*ATTENTION, *MLP}
+    assert other_plan(GPT2, lora=every).targets == {*ATTENTION, "up_proj", "down_proj"}
+    assert plan().targets == {"k_proj", "down_proj"}
+
+
+PATTERNS = Lora(
+    rank=3, alpha=5, targets=("k_proj", "down_proj"), rank_pattern={"k_proj": 4, "layers.1.k_proj": 2},
+    alpha_pattern={"layers.0.down_proj": 8},
+)  # fmt: skip
+
+
+def test_a_linears_own_key_wins_over_its_kind() -> None:
+    paths = ("layers.0.k_proj", "layers.1.k_proj", "layers.0.down_proj", "layers.1.down_proj")
+    assert [PATTERNS.rank_of(path) for path in paths] == [4, 2, 3, 3]
+    assert [PATTERNS.alpha_of(path) for path in paths] == [5, 5, 8, 5]
+    assert [PATTERNS.scaling_of(path) for path in paths] == [5 / 4, 5 / 2, 8 / 3, 5 / 3]
+    assert PATTERNS.model_copy(update={"rslora": True}).scaling_of("layers.0.k_proj") == 2.5
+    matrices = graph.adapter(plan(lora=PATTERNS))
+    assert matrices["layers.0.k_proj.lora_a"] == ((4, 14), "float32")
+    assert matrices["layers.1.k_proj.lora_b"] == ((8, 2), "float32")
+    shapes = graph.tap_shapes(plan(lora=PATTERNS), B, T)
+    assert [shapes[f"{path}.lora_ax"][0][-1] for path in paths] == [4, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["q_proj", "layers.2.k_proj", "layers.01.k_proj", "layers.0.q_proj", "k_proj\n", "x.k_proj", "lm_head"])
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_names_no_target(name: str, field: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{field} names .*; allowed: a target \(down_proj, k_proj\)"):
+        plan(lora=PATTERNS.model_copy(update={field: {name: 2}}))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +81,8 @@ def test_lora_that_means_nothing(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "bfloat16"}, "float32"),
+        ({"dtype": "float16"}, "bfloat16"),
+        ({"graph": "proxy"}, "qlora_proxy_v1"),
         ({"paths": ("fast",)}, "chunked_loss"),
         ({"paths": ("nf4_linear",)}, "base is None; give base, or leave the path out"),
         ({"base": {"block_size": 0}}, "greater than or equal to 1"),
@@ -76,6 +107,18 @@ def test_a_plan_survives_the_wire() -> None:
 # Weights and adapter
 
 
+def test_targets_that_the_layout_lacks() -> None:
+    with pytest.raises(ValidationError, match="targets has gate_proj, which gpt2 lacks; allowed: q_proj, k_proj, v_proj, o_proj, up_proj"):
+        other_plan(GPT2, lora=Lora(rank=1, alpha=1, targets=("gate_proj", "q_proj")))
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=lambda one: one.model_type)
+def test_a_plan_of_any_architecture_survives_the_wire(others: Layout) -> None:
+    whole = other_plan(others, paths=("fused_attention",))
+    assert GraphPlan.model_validate_json(whole.model_dump_json()) == whole
+    assert type(GraphPlan.model_validate_json(whole.model_dump_json()).layout) is type(others)
+
+
 @pytest.mark.parametrize("attention_bias", [False, True])
 @pytest.mark.parametrize("mlp_bias", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
@@ -87,7 +130,6 @@ def test_weights_of_the_whole_graph(attention_bias: bool, mlp_bias: bool, tied: 
         wanted |= {f"{section}.{name}.bias": WEIGHTS[name][:1] for name in biased}
     got = graph.weights(plan(attention_bias=attention_bias, mlp_bias=mlp_bias, tie_word_embeddings=tied))
     assert got == {name: (shape, "float32") for name, shape in wanted.items()}
-    assert tuple(name for name in LINEARS if graph.has_bias(layout(attention_bias=attention_bias, mlp_bias=mlp_bias), name)) == biased
 
 
 @pytest.mark.parametrize(
@@ -112,6 +154,19 @@ def test_adapter(targets: set[str], section: str | None) -> None:
         wanted |= {f"{layer}.{name}.lora_a": ((3, columns), "float32") for layer in layers}
         wanted |= {f"{layer}.{name}.lora_b": ((rows, 3), "float32") for layer in layers}
     assert graph.adapter(plan(targets=tuple(targets), sections=None if section is None else (section,))) == wanted
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=lambda one: one.model_type)
+def test_weights_of_other_architectures_are_the_layouts(others: Layout) -> None:
+    whole = other_plan(others)
+    assert graph.weights(whole) == {weight.name: (weight.shape, "float32") for weight in weights.weights(others)}
+    parts = [graph.weights(whole.model_copy(update={"sections": (section,)})) for section in whole.held]
+    merged = {name: expected for part in parts for name, expected in part.items()}
+    assert merged == graph.weights(whole)
+    assert sum(map(len, parts)) == len(merged) + others.tie_word_embeddings  # a tied head needs the embedding again
+    if others.model_type == "gpt2":
+        assert parts[0].keys() == {"embedding", "position_embedding"}
+        assert parts[-1].keys() == {"embedding", "final_norm", "final_norm.bias"}
 
 
 def test_the_real_models_weights_are_what_a_whole_graph_needs() -> None:
@@ -210,12 +265,66 @@ def test_labels_that_are_refused(got: np.ndarray, message: str) -> None:
     refuses(message, graph.require_batch, plan(), ids(), got)
 
 
+POSITIONS, SEGMENTS = np.tile([0, 1, 2, 0, 1, 2, 0], (B, 1)), np.tile([0, 0, 0, 1, 1, 1, -1], (B, 1))
+
+
+def test_positions_may_start_anew_so_that_a_row_is_longer_than_the_model_has_positions() -> None:
+    long = np.tile(POSITIONS, (1, 3))
+    graph.require_batch(plan(), ids((B, 21)), None, long, np.tile(SEGMENTS, (1, 3)))
+    graph.require_batch(plan(), ids(), labels(), POSITIONS, SEGMENTS)
+    graph.require_batch(plan(), ids(), None, np.full((B, T), 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positions": POSITIONS[:, 1:]}, r"positions are int64\[5, 6\], must be int64\[5, 7\], as ids"),
+        ({"positions": POSITIONS.astype(np.int32)}, r"positions are int32\[5, 7\]"),
+        ({"positions": POSITIONS - 1}, r"positions lie in -1 .. 1, allowed: 0 .. 8 \(max_position_embeddings = 9\)"),
+        ({"positions": POSITIONS + 7}, "positions lie in 7 .. 9, allowed: 0 .. 8"),
+        ({"segments": SEGMENTS[:1]}, r"segments are int64\[1, 7\], must be int64\[5, 7\]"),
+        ({"segments": SEGMENTS - 1}, "segments has -2, allowed: 0 and more, or -1 for padding"),
+        ({"labels": ids(), "segments": SEGMENTS}, r"labels\[0, 3\] counts, and its token is padding or the first one of its segment"),
+        ({"labels": np.where(SEGMENTS == -1, 3, labels()), "segments": SEGMENTS}, r"labels\[0, 6\] counts, and its token is padding"),
+    ],
+)
+def test_places_that_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+    refuses(message, lambda: graph.require_batch(plan(), ids(), **{"labels": None} | change))
+
+
 # forward and gradients
+
+
+def test_positions_give_the_tables_a_dimension_of_sequences() -> None:
+    free, placed = (graph.tap_shapes(plan(), B, T, positions=given) for given in (False, True))
+    assert {name for name in free if free[name] != placed[name]} == {"rope.cos", "rope.sin"}
+    assert placed["rope.cos"] == ((5, 7, 4), "float64")
+    assert graph.tap_shapes(other_plan(GPT2), B, T)["position_embedding"] == ((7, 12), "float64")
+    assert graph.tap_shapes(other_plan(GPT2), B, T, positions=True)["position_embedding"] == ((5, 7, 12), "float64")
+
+
+def test_in_bfloat16_the_loss_and_the_adapters_gradients_are_float32() -> None:
+    answer = graph.expected_graph_answer(plan(dtype="bfloat16"), ("loss", "logits"), B, T, gradients=True)
+    assert {name: dtype for name, (_, dtype) in answer.items() if dtype != "float32"} == {"logits": "bfloat16"}
+    block = graph.expected_block_answer(plan(dtype="bfloat16"), "layers.0", ["input", "bar.output", "override.gated"], B, T)
+    assert {dtype for name, (_, dtype) in block.items() if ".lora_" in name and name.startswith("grad")} == {"float32"}
+    assert {dtype for name, (_, dtype) in block.items() if name in ("grad.input", "grad.gated", "gated", "output")} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("path", "tap"), [("chunked_loss", "logits"), ("fused_attention", "layers.1.weights"), ("fused_lora", "layers.0.k_proj.lora_ax")]
+)
+def test_a_tap_that_a_path_never_holds(path: str, tap: str) -> None:
+    wanted = plan(paths=(path,))
+    assert tap not in graph.tap_shapes(wanted, B, T)
+    assert tap in graph.tap_shapes(plan(), B, T)
+    message = f"the path {path} never holds the tap {tap}; leave it out"
+    refuses(message, lambda: graph.expected_graph_answer(wanted, [tap], B, T, gradients=False))
 
 
 def test_the_shapes_of_all_taps() -> None:
     shapes = graph.tap_shapes(plan(), B, T)
-    assert tuple(shapes) == taps.full_names(2, plan().targets)
+    assert tuple(shapes) == taps.full_names(plan())
     some = {
         "embedding": (5, 7, 14), "rope.cos": (7, 4), "layers.0.q_proj": (5, 7, 24), "layers.1.k_proj.base": (5, 7, 8),
         "layers.1.k_proj.lora_ax": (5, 7, 3), "layers.1.down_proj.lora_bax": (5, 7, 14), "layers.0.q_rope": (5, 6, 7, 4),

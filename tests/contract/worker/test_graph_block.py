@@ -11,7 +11,7 @@ from tests.contract.worker.small_plan import BAD_LABELS, B, T, ids, labels, plan
 
 def block_inputs(section: str, *, dtype: str = "float64") -> dict[str, np.ndarray]:
     """All that may be given: what enters, every override, every cotangent."""
-    shapes = {tap.name: graph.shape_of(tap, plan(), B, T) for tap in taps.section_taps(section, plan().targets)}
+    shapes = {tap.name: graph.shape_of(section, tap, plan(), B, T) for tap in taps.section_taps(plan(), section)}
     tensors = {f"{kind}.{name}": np.ones(shape, dtype) for kind in ("override", "bar") for name, shape in shapes.items()}
     if section == "embedding":
         return tensors | {"ids": ids()}
@@ -75,7 +75,7 @@ def test_a_float32_block_takes_no_narrower_values() -> None:
 @pytest.mark.parametrize("section", ["embedding", "layers.1", "head"])
 def test_a_block_answers_its_taps_and_without_cotangents_no_gradient(section: str) -> None:
     given_names = [name for name in block_inputs(section) if not name.startswith("bar.")]
-    taps_of_it = {tap.name: (graph.shape_of(tap, plan(), B, T), "float64") for tap in taps.section_taps(section, plan().targets)}
+    taps_of_it = {tap.name: (graph.shape_of(section, tap, plan(), B, T), "float64") for tap in taps.section_taps(plan(), section)}
     assert graph.expected_block_answer(plan(), section, given_names, B, T) == taps_of_it
 
 
@@ -110,5 +110,5 @@ def test_gradients_outside_of_the_blocks() -> None:
 
 
 def test_every_tap_has_a_gradient_when_every_tap_is_overridden() -> None:
-    names = [tap.name for tap in taps.block_taps(plan().targets)]
+    names = [tap.name for tap in taps.section_taps(plan(), "layers.1")]
     assert gradients_of("layers.1", list(block_inputs("layers.1"))).keys() == {"input", *names, *LORA_GRADIENTS}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from contract.worker import wire
-from contract.worker.process import RequestFailed, StackProcess
+from contract.worker.process import RequestFailed, StackProcess, WorkerDied, WorkerHung
 from tests.contract.worker.launching import A, B, Launch, children, is_alive, matmul, pid
 
 
@@ -172,3 +174,67 @@ def test_a_scalar_that_is_no_array_is_refused_and_not_dropped(launch: Launch) ->
     """np.float64 is what indexing an array gives; it was once left out of the request in silence."""
     with pytest.raises(TypeError, match="bar is a float64; allowed: a NumPy array"):
         launch().request("compute", {}, {"bar": np.float64(1.0)})  # type: ignore[dict-item]
+
+
+def test_a_watcher_is_told_progress_and_called_while_none_comes(launch: Launch) -> None:
+    seen: list[dict[str, Any] | None] = []
+    answer = launch().submit("train", {"steps": 2, "seconds": 0.45}).result(seen.append)
+    assert answer.values == {"steps": 2}
+    assert [values for values in seen if values is not None] == [{"step": 0}, {"step": 1}]
+    assert seen.count(None) >= 2
+
+
+def test_a_watcher_may_cancel(launch: Launch) -> None:
+    process = launch()
+    training = process.submit("train", {"steps": 1000, "seconds": 0.02})
+
+    def watch(values: dict[str, Any] | None) -> None:
+        if values == {"step": 3}:
+            process.submit("cancel")
+
+    assert 3 < training.result(watch).values["steps"] < 1000
+
+
+def test_what_a_watcher_raises_ends_the_wait(launch: Launch) -> None:
+    process = launch()
+    training = process.submit("train", {"steps": 1000, "seconds": 0.02})
+
+    def watch(values: dict[str, Any] | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.result(watch)
+    process.kill()
+    assert not children()
+
+
+def test_silence_is_over_with_each_frame_though_a_watcher_looks(launch: Launch) -> None:
+    process = launch()
+    assert process.submit("train", {"steps": 3, "seconds": 0.3}, seconds=0.7).result(lambda values: None).values == {"steps": 3}
+    with pytest.raises(WorkerHung, match=r"took over 0\.3 s to answer train"):
+        process.submit("train", {"steps": 1, "seconds": 30.0}, seconds=0.3).result(lambda values: None)
+
+
+def test_ctrl_c_is_the_launcher_s_and_sigterm_ends_a_request_early(launch: Launch) -> None:
+    process = launch()
+    worker = pid(process)
+    training = process.submit("train", {"steps": 1000, "seconds": 0.02})
+    os.kill(worker, signal.SIGINT)
+
+    def watch(values: dict[str, Any] | None) -> None:
+        if values == {"step": 5}:
+            os.kill(worker, signal.SIGTERM)
+
+    assert 5 < training.result(watch).values["steps"] < 1000
+    with pytest.raises(WorkerDied, match="exit code 0"):
+        process.request("probe")
+
+
+def test_sigterm_ends_a_worker_that_waits(launch: Launch) -> None:
+    process = launch()
+    worker = pid(process)
+    os.kill(worker, signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while is_alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(worker)

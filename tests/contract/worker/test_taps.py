@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.worker import taps
+from contract.worker import graph, taps
 from contract.worker.graph import shape_of
+from contract.worker.plan import GraphPlan, Lora
 from contract.worker.taps import LINEARS
-from tests.contract.worker.small_plan import B, T, plan
+from tests.contract.worker.small_plan import GPT2, OTHERS, B, T, other_plan, plan
 
 ALL = frozenset(LINEARS)
 TARGETS = (frozenset[str](), frozenset({"q_proj"}), frozenset({"k_proj", "down_proj"}), ALL)
-SECTIONS = ("embedding", "layers.3", "head")
+SECTIONS = ("embedding", "layers.1", "head")
 
 BLOCK = [
     "attention_norm", "q_proj", "k_proj", "v_proj", "q_rope", "k_rope", "scores", "weights", "context", "o_proj", "attention_residual",
@@ -38,20 +39,48 @@ def with_lora(names: list[str], targets: frozenset[str]) -> list[str]:
 # Names
 
 
+def named(whole: GraphPlan, section: str) -> list[str]:
+    return [tap.name for tap in taps.section_taps(whole, section)]
+
+
 @given(targets=targets_drawn)
 def test_a_blocks_names_in_the_order_of_computation(targets: frozenset[str]) -> None:
-    assert [tap.name for tap in taps.block_taps(targets)] == with_lora(BLOCK, targets)
+    assert named(plan(targets=tuple(targets)), "layers.1") == with_lora(BLOCK, targets)
 
 
 def test_the_names_before_and_after_the_blocks() -> None:
-    assert [tap.name for tap in taps.embedding_taps()] == ["embedding", "rope.cos", "rope.sin"]
-    assert [tap.name for tap in taps.head_taps()] == ["final_norm", "logits", "loss"]
+    assert named(plan(), "embedding") == ["embedding", "rope.cos", "rope.sin"]
+    assert named(plan(), "head") == ["final_norm", "logits", "loss"]
+    assert taps.entering(plan().layout) == "embedding"
+
+
+NO_LORA = Lora(rank=1, alpha=1, targets=())
+
+
+def test_the_names_of_other_architectures() -> None:
+    gpt2, *_, qwen3 = (other_plan(others, lora=NO_LORA) for others in OTHERS)
+    assert named(gpt2, "embedding") == ["embedding", "position_embedding", "embedded"]
+    assert taps.entering(GPT2) == "embedded"
+    assert named(gpt2, "layers.0") == [name for name in BLOCK if name not in ("q_rope", "k_rope", "gate_proj", "gated")]
+    turned = BLOCK.index("q_rope")
+    assert named(qwen3, "layers.0") == [*BLOCK[:turned], "q_norm", "k_norm", *BLOCK[turned:]]
+    for others in OTHERS[1:3]:
+        assert named(other_plan(others, lora=NO_LORA), "layers.0") == BLOCK
+
+
+def test_what_a_path_leaves_out_and_what_then_follows_from_what() -> None:
+    fused = {tap.name: tap.inputs for tap in taps.section_taps(plan(paths=("fused_attention", "fused_lora")), "layers.0")}
+    assert list(fused) == [name for name in BLOCK if name not in ("scores", "weights")]
+    assert fused["context"] == ("q_rope", "k_rope", "v_proj")
+    assert set(fused["down_proj"]) == {"gated"}
+    chunked = {tap.name: tap.inputs for tap in taps.section_taps(plan(paths=("chunked_loss",)), "head")}
+    assert chunked == {"final_norm": ("input",), "loss": ("final_norm",)}
 
 
 @given(layers=st.integers(1, 12), targets=targets_drawn)
 def test_full_names_are_unique_and_in_order(layers: int, targets: frozenset[str]) -> None:
     blocks = [f"layers.{layer}.{name}" for layer in range(layers) for name in with_lora(BLOCK, targets)]
-    names = taps.full_names(layers, targets)
+    names = taps.full_names(plan(targets=tuple(targets), num_hidden_layers=layers))
     assert names == ("embedding", "rope.cos", "rope.sin", *blocks, "final_norm", "logits", "loss")
     assert len(set(names)) == len(names)
 
@@ -69,34 +98,44 @@ def test_prefix(section: str, before: str) -> None:
 # What follows from what
 
 
-@pytest.mark.parametrize("targets", TARGETS)
+PLANS = [*(plan(targets=tuple(targets)) for targets in TARGETS), *(other_plan(others) for others in OTHERS)]
+
+
+def described(whole: GraphPlan) -> str:
+    return f"{whole.layout.model_type}-{len(whole.targets)}"
+
+
+@pytest.mark.parametrize("whole", PLANS, ids=described)
 @pytest.mark.parametrize("section", SECTIONS)
-def test_inputs_are_earlier_taps(section: str, targets: frozenset[str]) -> None:
-    known = {"input"} | ({"rope.cos", "rope.sin"} if section == "layers.3" else set())
-    for tap in taps.section_taps(section, targets):
+def test_inputs_are_earlier_taps(section: str, whole: GraphPlan) -> None:
+    known = {"input"} | ({"rope.cos", "rope.sin"} if section == "layers.1" else set())
+    for tap in taps.section_taps(whole, section):
         assert set(tap.inputs) <= known, tap.name
         assert tap.formula
         known.add(tap.name)
 
 
-@pytest.mark.parametrize("targets", TARGETS)
-def test_no_tap_leads_nowhere(targets: frozenset[str]) -> None:
+@pytest.mark.parametrize("whole", PLANS, ids=described)
+def test_no_tap_leads_nowhere(whole: GraphPlan) -> None:
     """A value that nothing follows from would be outside of the graph that is compared."""
     used: set[str] = set()
     for section in SECTIONS:
-        used |= {name for tap in taps.section_taps(section, targets) for name in tap.inputs}
-    known = {tap.name for section in SECTIONS for tap in taps.section_taps(section, targets)}
-    assert known - used == {"embedding", "output", "loss"}
+        used |= {name for tap in taps.section_taps(whole, section) for name in tap.inputs}
+    known = {tap.name for section in SECTIONS for tap in taps.section_taps(whole, section)}
+    assert known - used == {taps.entering(whole.layout), "output", "loss"}
     assert used - known == {"input"}
 
 
-@pytest.mark.parametrize("name", LINEARS)
-def test_a_linear_takes_and_gives_what_its_tap_says(name: str) -> None:
-    dims = {tap.name: tap.dims for tap in taps.block_taps(frozenset())}
-    linear = LINEARS[name]
-    assert linear.name == name
-    assert dims[linear.input] == f"BT{linear.in_dim}"
-    assert dims[name] == f"BT{linear.out_dim}"
+@pytest.mark.parametrize("whole", PLANS, ids=described)
+def test_a_linear_takes_and_gives_what_its_tap_says(whole: GraphPlan) -> None:
+    shapes = graph.tap_shapes(whole, B, T)
+    linears = taps.linears(whole.layout)
+    assert tuple(linears) == whole.layout.linears
+    for name, linear in linears.items():
+        assert linear.name == name
+        out_features, in_features = whole.layout.widths[name]
+        assert shapes[f"layers.0.{linear.input}"][0] == (B, T, in_features)
+        assert shapes[f"layers.0.{name}"][0] == (B, T, out_features)
 
 
 def heads(x_BTQ: np.ndarray) -> np.ndarray:
@@ -166,9 +205,9 @@ def test_dimensions_are_those_of_the_formulas(targets: frozenset[str]) -> None:
     known: dict[str, np.ndarray] = {"input": np.arange(B * T).reshape(B, T)}
     formula = formulas(targets)
     for section in ("embedding", "layers.0", "layers.1", "head"):
-        for tap in taps.section_taps(section, targets):
+        for tap in taps.section_taps(plan(targets=tuple(targets)), section):
             known[tap.name] = formula[tap.name](*(known[name] for name in tap.inputs))
-            assert known[tap.name].shape == shape_of(tap, plan(targets=tuple(targets)), B, T), f"{section} {tap.name} {tap.dims}"
+            assert known[tap.name].shape == shape_of(section, tap, plan(targets=tuple(targets)), B, T), f"{section} {tap.name} {tap.dims}"
         known["input"] = known.get("output", known["embedding"])
     assert np.isfinite(known["loss"])
 
@@ -177,4 +216,4 @@ def test_the_table_does_not_change() -> None:
     with pytest.raises(TypeError, match="does not support item assignment"):
         LINEARS["q_proj"] = LINEARS["k_proj"]  # type: ignore[index]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        taps.head_taps()[0].name = "other"  # type: ignore[misc]
+        taps.section_taps(plan(), "head")[0].name = "other"  # type: ignore[misc]
