@@ -14,12 +14,14 @@ import typer
 from contract.commands.convert import convert
 from contract.commands.digest import digest
 from contract.commands.fetch import fetch
+from contract.commands.generate import generate
 from contract.commands.init import init
 from contract.commands.merge_qlora import merge_qlora
 from contract.commands.merge_weights import merge_weights
 from contract.commands.plan import plan
 from contract.commands.preflight import preflight
-from contract.errors import ContractError, ContractErrors, UserError, printable
+from contract.commands.train import train
+from contract.errors import ContractError, ContractErrors, Interrupted, UserError, printable
 
 app = typer.Typer(name="finetune", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(fetch)
@@ -27,9 +29,11 @@ app.command()(init)
 app.command()(plan)
 app.command()(preflight)
 app.command()(digest)
+app.command()(train)
 app.command()(merge_qlora)
 app.command()(merge_weights)
 app.command()(convert)
+app.command()(generate)
 
 
 @app.callback()
@@ -52,6 +56,9 @@ def main() -> None:
         place = printable(str(error.filename or "output"))
         print(f"finetune: {place}: {error.strerror or error}; check its folder, rights and space", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as interrupted:
+        print(f"finetune: {printable(str(interrupted))}", file=sys.stderr)
+        sys.exit(130)
     except SystemExit as exit_:
         if exit_.code == 130:
             _say_interrupted()

@@ -23,7 +23,12 @@ OPTIONS = {
     "merge-qlora": ["ADAPTER", "BASE", "OUTPUT", "--force"],
     "merge-weights": ["CHECKPOINT", "BASE", "OUTPUT", "--force"],
     "convert": ["SOURCE", "TARGET", "--to", "--base", "--force"],
-}
+    "train": ["--out", "CONTRACT", "--preset", "--set", "--skip-bad-rows", "--stack", "--resume"],
+    "generate": [
+        "--model", "--adapter", "--prompt", "--prompt-file", "--system", "--template", "--stack", "--device", "--base", "--dtype",
+        "--max-new-tokens", "--temperature", "--top-p", "--seed", "--json",
+    ],
+}  # fmt: skip
 
 # pydantic is missing here: typer itself loads it to read a command's options (80 ms).
 HEAVY = ("gguf", "huggingface_hub", "ml_dtypes", "numpy", "rich", "safetensors", "tokenizers", "torch", "transformers")
