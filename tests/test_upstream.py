@@ -1,4 +1,7 @@
-"""docs/upstream: each defect's script runs, and finds what its line of the README says."""
+"""docs/upstream: each defect's script runs, and finds what its line of the README says.
+
+How often a race was seen is in no line: torch_vml_first_call.py shows the race's cause too, which is there in every run.
+"""
 
 from __future__ import annotations
 

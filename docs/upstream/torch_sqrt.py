@@ -1,5 +1,7 @@
 """torch, CPU with MKL: sqrt is not correctly rounded, as IEEE 754-2019 (5.4.1) requires and as NumPy's is.
 
+A process's first call may be far worse, by a race that one call on one thread prevents: torch_vml_first_call.py.
+
 Needs torch and NumPy. Exit 1: the defect shows; 0: it doesn't.
 """
 
@@ -11,6 +13,7 @@ import torch
 
 def main() -> int:
     print(f"torch {torch.__version__}, MKL {torch.backends.mkl.is_available()}")
+    torch.sqrt(torch.ones(1))
     wrong = {}
     for dtype in (np.float32, np.float64):
         x = np.random.default_rng(0).uniform(1, 4, 100_000).astype(dtype)
