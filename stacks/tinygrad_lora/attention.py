@@ -82,8 +82,8 @@ def _softmax(x_TN: Tensor, exp_TN: Tensor) -> Tensor:
     """
     exp_TN = exp_TN.contiguous()
     sum_T1 = exp_TN.sum(axis=-1, keepdim=True, dtype=x_TN.dtype)
-    # where anything is seen the sum is at least 1
-    y_TN = (exp_TN / (sum_T1 == 0).where(1, sum_T1)).detach()
+    # Where anything is seen the sum is at least 1, else 0. A choice by "== 0" takes a NaN for 0 on WebGPU.
+    y_TN = (exp_TN / (sum_T1 < 0.5).where(1, sum_T1)).detach()
     # a zero with gradient one, as in elementary.py: no division has to be derived, and nothing is that is masked
     change_TN = x_TN - x_TN.detach()
     return y_TN + y_TN * (change_TN - (y_TN * change_TN).sum(axis=-1, keepdim=True, dtype=x_TN.dtype))

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 import numpy as np
 from tinygrad import Tensor, TinyJit
 
+from contract.model.layout import LlamaLayout
 from contract.worker.plan import GraphPlan
 from contract.worker.taps import HEAD
 from stacks.tinygrad_lora.hook import Hook
@@ -71,7 +72,7 @@ def compute(tensors: Mapping[str, Tensor], *, plan: GraphPlan, section: str) -> 
     if section == HEAD:
         llama.head(tensors["input"], tensors, hook)
     else:
-        llama.block(tensors["input"], tensors, _linears(tensors, plan, hook), hook, plan.layout)
+        llama.block(tensors["input"], tensors, _linears(tensors, plan, hook), hook, llama_layout(plan))
     bars = {name.removeprefix(BAR): tensor for name, tensor in tensors.items() if name.startswith(BAR)}
     if not bars:
         return hook.computed
@@ -79,6 +80,12 @@ def compute(tensors: Mapping[str, Tensor], *, plan: GraphPlan, section: str) -> 
     products = [(hook.computed[name] * bar).sum() for name, bar in bars.items()]
     gradients = products[0].usum(*products[1:]).gradient(*wanted.values())
     return hook.computed | {f"grad.{name}": gradient for name, gradient in zip(wanted, gradients, strict=True)}
+
+
+def llama_layout(plan: GraphPlan) -> LlamaLayout:
+    """The layout of a plan that ops.py has let in."""
+    assert isinstance(plan.layout, LlamaLayout)
+    return plan.layout
 
 
 def to_device(array: np.ndarray, device: str) -> Tensor:
@@ -95,4 +102,4 @@ def _function(plan: GraphPlan, kind: str, *given: tuple[str, tuple[int, ...]]) -
 
 def _linears(tensors: Mapping[str, Tensor], plan: GraphPlan, hook: Hook) -> Linears:
     block_size = plan.base.block_size if plan.base is not None and "nf4_linear" in plan.paths else None
-    return Linears(tensors=tensors, out_features=llama.out_features(plan.layout), block_size=block_size, hook=hook)
+    return Linears(tensors=tensors, out_features=llama.out_features(llama_layout(plan)), block_size=block_size, hook=hook)

@@ -19,6 +19,9 @@ from stacks.tinygrad_lora.replay import Replays
 from stacks.tinygrad_lora.session import Session
 
 DEVICES = ("CPU", "CUDA", "WEBGPU", "CL", "METAL")
+GRAPHS, ARCHITECTURES = ("full_causal",), ("llama",)
+"""The graphs and the model types that this stack opens, none of them with options."""
+
 PATHS = ("nf4_linear",)
 """The production paths that this stack has beside the plain one."""
 
@@ -120,6 +123,19 @@ class TinygradLora:
         return self._session
 
     def _require_plan(self, plan: GraphPlan) -> None:
+        if plan.graph not in GRAPHS or plan.layout.model_type not in ARCHITECTURES:
+            raise NotSupported(
+                f"tinygrad_lora opens no {plan.graph} of {plan.layout.model_type}; allowed: {', '.join(GRAPHS)} of "
+                f"{', '.join(ARCHITECTURES)}; take another model, or another stack"
+            )
+        if plan.layout.options:
+            options = ", ".join(plan.layout.options)
+            raise NotSupported(
+                f"tinygrad_lora opens no {plan.layout.model_type} with {options}; allowed: a layout without options; "
+                "take another model, or another stack"
+            )
+        if plan.lora.rank_pattern or plan.lora.alpha_pattern:
+            raise NotSupported("tinygrad_lora has one rank and one alpha for all linears; leave rank_pattern and alpha_pattern out")
         if plan.dtype not in self._dtypes:
             raise NotSupported(f"tinygrad_lora opens no graph in {plan.dtype} on {self._device}; allowed: {', '.join(self._dtypes)}")
         strange = sorted(set(plan.paths) - set(PATHS))

@@ -12,9 +12,10 @@ from contract.worker import taps
 from contract.worker.graph import IGNORE_INDEX, ROPE_TABLES, Invalid
 from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
+from contract.worker.stack import NotSupported
 from contract.worker.taps import EMBEDDING, HEAD
 from stacks.tinygrad_lora import lora, nf4
-from stacks.tinygrad_lora.graph import BAR, OVERRIDE, Sections, to_device
+from stacks.tinygrad_lora.graph import BAR, OVERRIDE, Sections, llama_layout, to_device
 from stacks.tinygrad_lora.loss import next_tokens
 from stacks.tinygrad_lora.models import llama
 
@@ -40,7 +41,7 @@ class Session:
         # rows are looked up on the host: exactly, and without a product over the vocabulary; a view would keep the whole request
         self._embedding_VD = tensors["embedding"].astype(np.float32) if EMBEDDING in plan.held else None
         s = lora.scaling(alpha=plan.lora.alpha, rank=plan.lora.rank, rslora=plan.lora.rslora)
-        numbers = {**llama.scalars(plan.layout), "scaling": s}
+        numbers = {**llama.scalars(llama_layout(plan)), "scaling": s}
         self._scalars = {name: to_device(np.array([value], dtype=plan.dtype), device).realize() for name, value in numbers.items()}
         self._weights = {section: self._frozen(section, tensors) for section in plan.held if section != EMBEDDING}
         self._adapter: dict[str, Tensor] = {}
@@ -67,6 +68,7 @@ class Session:
     def block(self, section: str, tensors: Arrays) -> dict[str, np.ndarray]:
         """One section alone; what it answers is in contract.worker.graph."""
         batch, tokens = requests.require_block(self.plan, section, tensors)
+        _require_unpacked(tensors)
         expected = requests.expected_block_answer(self.plan, section, tensors, batch, tokens)
         if section == EMBEDDING:
             answer = self._embed(tensors["ids"])
@@ -112,6 +114,7 @@ class Session:
     def _batch(self, wanted: Sequence[str], tensors: Arrays, *, gradients: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if self.plan.held != taps.sections(self.plan.layout.num_hidden_layers):
             raise Invalid(f"only {', '.join(self.plan.held)} are open; open the whole graph (sections: None), or ask for `block`")
+        _require_unpacked(tensors)
         strange = sorted(set(tensors) - {"ids", "labels"})
         if strange or "ids" not in tensors:
             raise Invalid(f"got {', '.join(sorted(tensors)) or 'no tensors'}; give ids, and labels where the loss is wanted")
@@ -131,14 +134,14 @@ class Session:
     def _own(self, expected: requests.Expected, section: str) -> set[str]:
         """The taps of a section that are wanted, by their own names."""
         prefix = taps.prefix(section)
-        return {tap.name for tap in taps.section_taps(section, self.plan.targets) if prefix + tap.name in expected}
+        return {tap.name for tap in taps.section_taps(self.plan, section) if prefix + tap.name in expected}
 
     # One section
 
     def _embed(self, ids_BT: np.ndarray) -> dict[str, np.ndarray]:
         """The taps of the section `embedding`."""
         assert self._embedding_VD is not None
-        cos_TE, sin_TE = llama.rope_tables(self.plan.layout, ids_BT.shape[1], self.plan.dtype)
+        cos_TE, sin_TE = llama.rope_tables(llama_layout(self.plan), ids_BT.shape[1], self.plan.dtype)
         return {"embedding": self._embedding_VD[ids_BT].astype(self.plan.dtype), "rope.cos": cos_TE, "rope.sin": sin_TE}
 
     def _section(self, section: str, tensors: Arrays, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
@@ -146,7 +149,7 @@ class Session:
         self._tell(section)
         given = {name: array for name, array in tensors.items() if name != "labels" and name.removeprefix(OVERRIDE) not in ROPE_TABLES}
         if section != HEAD:
-            tables = llama.rope_tables(self.plan.layout, tensors["input"].shape[1], self.plan.dtype)
+            tables = llama.rope_tables(llama_layout(self.plan), tensors["input"].shape[1], self.plan.dtype)
             given |= {name: tensors.get(f"{OVERRIDE}{name}", table) for name, table in zip(ROPE_TABLES, tables, strict=True)}
         if "labels" in tensors:
             given |= next_tokens(tensors["labels"], dtype=self.plan.dtype, ignore_index=IGNORE_INDEX)
@@ -201,3 +204,10 @@ class Session:
 
     def _widened(self, array: np.ndarray) -> Tensor:
         return to_device(array.astype(np.float32, copy=False), self._device).cast(self.plan.dtype).contiguous().realize()
+
+
+def _require_unpacked(tensors: Arrays) -> None:
+    """Raises NotSupported where positions or segments are given."""
+    for name in (requests.POSITIONS, requests.SEGMENTS):
+        if name in tensors:
+            raise NotSupported(f"tinygrad_lora takes no {name}; allowed: one whole sequence a row, without padding; leave them out")

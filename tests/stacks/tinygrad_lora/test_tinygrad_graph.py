@@ -8,6 +8,7 @@ import pytest
 from contract.worker import graph, taps
 from contract.worker.taps import EMBEDDING, HEAD
 from parity.judge.perturb import respond, respond_section
+from parity.reference.graph import Batch
 from stacks.tinygrad_lora.elementary import sigmoid
 from stacks.tinygrad_lora.graph import to_device
 from stacks.tinygrad_lora.ops import TinygradLora
@@ -44,7 +45,7 @@ def double() -> Session:
 def test_the_whole_graph(session: Session) -> None:
     plan = session.plan
     got = session.gradients(all_taps(plan), batch_of())
-    trace, response = respond(plan, TENSORS.__getitem__, ADAPTER, *batch_of().values(), runs=RUNS, seed=1, exp_ulp=EXP_ULP)
+    trace, response = respond(plan, TENSORS.__getitem__, ADAPTER, Batch(**batch_of()), runs=RUNS, seed=1, ulp=EXP_ULP)
     exact = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
     assert set(got) == set(exact)
     assert {value.dtype.name for value in got.values()} == {plan.dtype}
@@ -56,7 +57,7 @@ def test_a_bug_of_1e_7_would_be_seen(double: Session) -> None:
     plan = double.plan
     got = double.gradients(all_taps(plan), batch_of())
     spoilt = TENSORS | {"layers.0.q_proj": (TENSORS["layers.0.q_proj"].astype(np.float64) * (1 + 1e-7))}
-    trace, response = respond(plan, spoilt.__getitem__, ADAPTER, *batch_of().values(), runs=RUNS, seed=1, exp_ulp=EXP_ULP)
+    trace, response = respond(plan, spoilt.__getitem__, ADAPTER, Batch(**batch_of()), runs=RUNS, seed=1, ulp=EXP_ULP)
     exact = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
     factors = outside(got, exact, response, plan.dtype)
     assert {"layers.0.q_proj.base", "logits", "grad.layers.1.down_proj.lora_b"} <= set(factors)
@@ -85,7 +86,7 @@ def test_a_block_on_given_inputs(double: Session, section: str, overrides: float
     for seed in range(3):
         request = block_request(plan, section, overrides=overrides, bars=bars, seed=seed)
         got = double.block(section, request)
-        exact, response = respond_section(plan, section, TENSORS.__getitem__, ADAPTER, request, runs=RUNS, seed=seed, exp_ulp=EXP_ULP)
+        exact, response = respond_section(plan, section, TENSORS.__getitem__, ADAPTER, request, runs=RUNS, seed=seed, ulp=EXP_ULP)
         expected = graph.expected_block_answer(plan, section, request, *request["input"].shape[:2])
         assert {name: (value.shape, value.dtype.name) for name, value in got.items()} == expected
         assert set(exact) == set(got)
@@ -117,7 +118,7 @@ def test_rope_tables_may_be_given(double: Session) -> None:
     tables = {f"override.{name}": np.random.default_rng(6).standard_normal((7, LAYOUT.head_dim)) for name in graph.ROPE_TABLES}
     got, exact = double.block("layers.0", request | tables), oracle_of(double.plan, TENSORS).section("layers.0", request | tables)
     _, response = respond_section(
-        double.plan, "layers.0", TENSORS.__getitem__, ADAPTER, request | tables, runs=RUNS, seed=6, exp_ulp=EXP_ULP
+        double.plan, "layers.0", TENSORS.__getitem__, ADAPTER, request | tables, runs=RUNS, seed=6, ulp=EXP_ULP
     )
     assert outside(got, exact, response, "float64") == {}
     assert (got["q_rope"] != double.block("layers.0", request)["q_rope"]).any()
@@ -159,7 +160,7 @@ def test_a_token_without_a_label_sends_no_gradient(double: Session) -> None:
 def test_nothing_overflows(double: Session) -> None:
     """A gate of +-800, whose exponential no float64 holds, and scores of 1e30 where no token may look."""
     request = block_request(double.plan, "layers.0", overrides=0, bars=0, seed=7)
-    tap = {tap.name: tap for tap in taps.block_taps(double.plan.targets)}
+    tap = {tap.name: tap for tap in taps.section_taps(double.plan, "layers.0")}
     gate = np.where(np.arange(LAYOUT.intermediate_size) % 2, 800.0, -800.0) + np.zeros((2, 7, 1))
     scores = np.triu(np.full((7, 7), 1e30), 1) + np.zeros(graph.shape_of(tap["scores"], double.plan, 2, 7))
     bars = {f"bar.{name}": np.ones(graph.shape_of(tap[name], double.plan, 2, 7)) for name in ("activation", "context")}

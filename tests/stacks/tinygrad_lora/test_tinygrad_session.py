@@ -15,6 +15,7 @@ from contract.worker.capabilities import Capabilities
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.process import RequestFailed, StackProcess
 from parity.judge.perturb import respond
+from parity.reference.graph import Batch
 from parity.reference import nf4
 from stacks.tinygrad_lora import ops
 from stacks.tinygrad_lora.ops import PATHS, TinygradLora
@@ -191,7 +192,7 @@ def test_an_nf4_base_with_a_tied_head_and_without_adapters_elsewhere(base: Nf4) 
     got = stack.gradients("tiny", all_taps(plan), batch_of()).tensors
     changed = dequantized(plan, tensors, base)
     adapter = {name: tensors[name] for name in graph.adapter(plan)}
-    trace, response = respond(plan, changed.__getitem__, adapter, *batch_of().values(), runs=RUNS, seed=2, exp_ulp=EXP_ULP)
+    trace, response = respond(plan, changed.__getitem__, adapter, Batch(**batch_of()), runs=RUNS, seed=2, ulp=EXP_ULP)
     exact = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
     # the mean offset may be rounded in another order, and so move absmax by float32's last place
     assert outside(got, exact, response, "float32" if base.double_quant else "float64") == {}
@@ -227,6 +228,6 @@ def test_on_webgpu() -> None:
         process.request("open", {"graph": "tiny", "plan": plan.model_dump(mode="json")}, tensors)
         for _ in range(3):
             got = process.request("gradients", {"graph": "tiny", "taps": all_taps(plan)}, batch_of()).tensors
-    trace, response = respond(plan, tensors.__getitem__, adapter, *batch_of().values(), runs=RUNS, seed=3, exp_ulp=EXP_ULP_WEBGPU)
+    trace, response = respond(plan, tensors.__getitem__, adapter, Batch(**batch_of()), runs=RUNS, seed=3, ulp=EXP_ULP_WEBGPU)
     exact = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
     assert outside(got, exact, response, plan.dtype) == {}

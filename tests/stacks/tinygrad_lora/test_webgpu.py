@@ -69,3 +69,24 @@ def test_nf4_quantize_is_bit_exact(webgpu: StackProcess, shape: tuple[int, int],
     np.testing.assert_array_equal(got["codes"], want.codes)
     np.testing.assert_array_equal(got["packed"], want.packed)
     np.testing.assert_array_equal(got["absmax"].view(np.uint32), want.absmax.view(np.uint32))
+
+
+def test_a_nan_stays_in_its_row_of_a_softmax(webgpu: StackProcess) -> None:
+    """WGSL may take it that there are no NaN (section 15.7): a choice by sum == 0 takes one for 0 on lavapipe."""
+    x = np.array([[1, np.nan, 2, 3], [1, 2, -np.inf, 4], [np.nan] * 4], np.float32)
+    given = {"x": x, "y_bar": np.ones_like(x)}
+    answer = webgpu.compute("softmax", {}, given).tensors
+    for name in ("y", "x_grad"):
+        np.testing.assert_array_equal(np.isnan(answer[name]).all(axis=-1), [True, False, True])
+        np.testing.assert_array_equal(np.isnan(answer[name]).any(axis=-1), [True, False, True])
+
+
+def test_a_key_that_is_nan_shows_in_each_token_that_sees_it(webgpu: StackProcess) -> None:
+    rng = np.random.default_rng(0)
+    given = {name: rng.standard_normal((1, heads, 5, 6)).astype(np.float32) for name, heads in (("q", 4), ("k", 2), ("v", 2))}
+    given["k"][0, 0, 2, 3] = np.nan
+    context = webgpu.compute("attention", {}, given).tensors["context"]
+    # two heads of the query look at the first key head; tokens 0 and 1 come before the key
+    assert np.isnan(context[0, :2, 2:]).all()
+    assert np.isfinite(context[0, :2, :2]).all()
+    assert np.isfinite(context[0, 2:]).all()

@@ -12,7 +12,7 @@ from contract.worker.plan import GraphPlan, Lora
 from contract.worker.taps import EMBEDDING, HEAD
 from parity.judge.confidence import per_comparison
 from parity.judge.perturb import Response, row_limits
-from parity.reference.llama import Oracle
+from parity.reference.graph import Oracle
 
 BATCH, TOKENS, RUNS = 2, 7, 30
 EXP_ULP, EXP_ULP_WEBGPU = 1.1, 1.5
@@ -49,7 +49,7 @@ def batch_of(seed: int = 0) -> dict[str, np.ndarray]:
 
 def all_taps(plan: GraphPlan) -> list[str]:
     """Every tap of the whole graph."""
-    return list(taps.full_names(plan.layout.num_hidden_layers, plan.targets))
+    return list(taps.full_names(plan))
 
 
 def block_request(plan: GraphPlan, section: str, *, overrides: float, bars: float, seed: int) -> dict[str, np.ndarray]:
@@ -61,8 +61,8 @@ def block_request(plan: GraphPlan, section: str, *, overrides: float, bars: floa
         request["labels"] = batch_of(seed)["labels"]
     # which ones depends on their names alone, so that requests of other seeds are the same function
     chosen = np.random.default_rng(len(section))
-    for tap in taps.section_taps(section, plan.targets):
-        shape = graph.shape_of(tap, plan, BATCH, TOKENS)
+    for tap in taps.section_taps(plan, section):
+        shape = graph.shape_of(section, tap, plan, BATCH, TOKENS)
         for kind, part in (("override", overrides), ("bar", bars)):
             if chosen.random() < part:
                 request[f"{kind}.{tap.name}"] = np.asarray(generator.standard_normal(shape))
