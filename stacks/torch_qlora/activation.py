@@ -28,6 +28,8 @@ def gelu(x: torch.Tensor, *, approximate: str) -> torch.Tensor:
         raise ValueError(f"gelu: approximate is {approximate!r}; allowed: {', '.join(APPROXIMATIONS)}")
     if approximate == "tanh":
         return nn.functional.gelu(x, approximate="tanh")
+    if x.dtype == torch.bfloat16:  # four roundings to bfloat16 on the way are three too many
+        return gelu(x.float(), approximate=approximate).bfloat16()
     return x * 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
 
 

@@ -18,9 +18,10 @@ def attention(
     return grouped(weights_BHTS, v_BKTE)
 
 
-def scores(q_BHTE: torch.Tensor, k_BKTE: torch.Tensor) -> torch.Tensor:
-    """q k^T / sqrt(E), [B, H, T, S]."""
-    return grouped(q_BHTE, k_BKTE.transpose(2, 3)) / math.sqrt(q_BHTE.shape[-1])
+def scores(q_BHTE: torch.Tensor, k_BKTE: torch.Tensor, *, divisor: float | None = None) -> torch.Tensor:
+    """q k^T / sqrt(E), or over the divisor that is given, [B, H, T, S]."""
+    products_BHTS = grouped(q_BHTE, k_BKTE.transpose(2, 3))
+    return products_BHTS / math.sqrt(q_BHTE.shape[-1]) if divisor is None else products_BHTS / divisor
 
 
 def grouped(a_BHTX: torch.Tensor, b_BKXY: torch.Tensor) -> torch.Tensor:
@@ -30,7 +31,7 @@ def grouped(a_BHTX: torch.Tensor, b_BKXY: torch.Tensor) -> torch.Tensor:
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:
-    """exp(x) / sum(exp(x)) over the last dimension, in x's dtype; an entry of -inf gets 0."""
+    """exp(x) / sum(exp(x)) over the last dimension, in x's dtype (inside of it bfloat16 is float32); an entry of -inf gets 0."""
     return torch.softmax(x, dim=-1)
 
 
@@ -41,14 +42,25 @@ def causal_softmax(scores_BHTS: torch.Tensor, *, window: int | None = None, vali
         window: how many tokens t sees at most, itself among them (sliding window, arXiv:2310.06825).
         valid_BT: False where a token is padding. A token that then sees none has weights of 0 and gives no gradient.
     """
-    tokens = scores_BHTS.shape[-1]
-    hidden_TS = torch.ones(tokens, tokens, dtype=torch.bool, device=scores_BHTS.device).triu(diagonal=1)
+    hidden_TS = causally_hidden(scores_BHTS.shape[-1], window=window, device=scores_BHTS.device)
+    if valid_BT is None:
+        return masked_softmax(scores_BHTS, hidden_TS, None)
+    hidden_B1TS = hidden_TS | ~valid_BT[:, None, None, :]
+    return masked_softmax(scores_BHTS, hidden_B1TS, hidden_B1TS.all(dim=-1, keepdim=True))
+
+
+def causally_hidden(tokens: int, *, window: int | None, device: torch.device) -> torch.Tensor:
+    """True where t does not see s: s > t, or t - s >= window; [T, S] bool."""
+    hidden_TS = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(diagonal=1)
     if window is not None:
         hidden_TS |= torch.ones_like(hidden_TS).tril(diagonal=-window)
-    if valid_BT is None:
-        return softmax(scores_BHTS.masked_fill(hidden_TS, -math.inf))
-    hidden_B1TS = hidden_TS | ~valid_BT[:, None, None, :]
-    blind_B1T1 = hidden_B1TS.all(dim=-1, keepdim=True)
+    return hidden_TS
+
+
+def masked_softmax(scores_BHTS: torch.Tensor, hidden: torch.Tensor, blind_B1T1: torch.Tensor | None) -> torch.Tensor:
+    """softmax over what is not hidden; a blind token, from which all is hidden, has weights of 0."""
+    masked_BHTS = scores_BHTS.masked_fill(hidden, -math.inf)
+    if blind_B1T1 is None:
+        return softmax(masked_BHTS)
     # A row of -inf alone would be 0 / 0: a blind row is all zeros instead, and its even weights are then dropped.
-    masked_BHTS = scores_BHTS.masked_fill(hidden_B1TS, -math.inf).masked_fill(blind_B1T1, 0.0)
-    return softmax(masked_BHTS).masked_fill(blind_B1T1, 0.0)
+    return softmax(masked_BHTS.masked_fill(blind_B1T1, 0.0)).masked_fill(blind_B1T1, 0.0)

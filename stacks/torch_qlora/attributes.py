@@ -9,7 +9,7 @@ import torch
 
 from contract.worker.stack import Attributes
 
-DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 def number(op: str, attrs: Attributes, name: str, *, least: float, included: bool = True, below: float = math.inf) -> float:

@@ -1,168 +1,192 @@
-"""The full causal graph over an architecture's sections, with every inner value to see and to override.
+"""The full causal graph over an architecture's sections: for training and generation, and with every inner value to see and to override.
 
-Shape legend: B sequences, T tokens, D hidden_size, E head_dim.
+Shape legend: B sequences, T tokens, D hidden_size, V vocab_size, E head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from contract.model.layout import RopeLayout
 from contract.worker import taps
-from contract.worker.graph import adapter
+from contract.worker.graph import adapter as adapter_names
 from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD
 from stacks.torch_qlora import lora, rope
 from stacks.torch_qlora.attributes import DTYPES
-from stacks.torch_qlora.linear import FrozenLinear
-from stacks.torch_qlora.models import llama
-from stacks.torch_qlora.models.llama import Tap
-from stacks.torch_qlora.nf4_linear import Linear4bit
+from stacks.torch_qlora.cache import KeyValueCache
+from stacks.torch_qlora.models import build, llama
+from stacks.torch_qlora.models.proxy import Proxy
+from stacks.torch_qlora.models.section import Head, Pass
+from stacks.torch_qlora.norm import RmsNorm
+from stacks.torch_qlora.taps import Taps, tapped, under
+from stacks.torch_qlora.visible import Visible
+from stacks.torch_qlora.weights import Loader, Weights, to_tensor
 
 
-class Taps:
-    """Records what a graph computes, and puts overrides in its place.
+@dataclass(frozen=True, kw_only=True)
+class GraphBatch:
+    """What a pass takes, int64 [B, T] each, on the graph's device; as contract/data/batches.py has them.
 
-    Args:
-        keep: full names of the taps to record.
-        attached: those of them that stay part of autograd's graph, to be differentiated.
-        overrides: by full name, what takes a tap's place for all that follows from it.
+    positions_BT: None: 0 .. T - 1. segments_BT: PADDING (-1) for padding; None: one segment without padding, which is faster.
+    A token sees those of its own segment up to itself, within its layer's window; padding sees nothing.
     """
 
-    def __init__(self, *, keep: Container[str], attached: Container[str] = (), overrides: Mapping[str, torch.Tensor] | None = None) -> None:
-        self.recorded: dict[str, torch.Tensor] = {}
-        self._keep, self._attached, self._overrides = keep, attached, overrides or {}
-
-    def tap(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Records the value as computed; the override in its place, if there is one."""
-        if name in self._keep:
-            # A checkpointed block computes its taps a second time in the backward pass: the first time counts.
-            self.recorded.setdefault(name, value if name in self._attached else value.detach())
-        return self._overrides.get(name, value)
-
-    def under(self, section: str) -> Tap:
-        """`tap` for a section's own names."""
-        prefix = taps.prefix(section)
-        return lambda name, value: self.tap(prefix + name, value)
-
-
-class Loader:
-    """The weights of a plan, one at a time: widened exactly to its dtype, or quantised from float32; then on the device."""
-
-    def __init__(self, plan: GraphPlan, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
-        self._plan, self._tensors, self._device = plan, tensors, device
-
-    def widened(self, name: str, dtype: str) -> torch.Tensor:
-        """A copy of its own, since what arrived may be read-only, and may be bfloat16, which torch can't take from NumPy."""
-        return torch.from_numpy(np.array(self._tensors[name], dtype=dtype, order="C")).to(self._device)
-
-    def tensor(self, name: str) -> nn.Parameter:
-        """A frozen weight in the plan's dtype."""
-        return nn.Parameter(self.widened(name, self._plan.dtype), requires_grad=False)
-
-    def linear(self, name: str) -> nn.Module:
-        """A frozen linear: plain, NF4, or plain with the values that NF4 keeps of its weight."""
-        bias_O = self.widened(f"{name}.bias", self._plan.dtype) if f"{name}.bias" in self._tensors else None
-        if self._plan.base is None:
-            return FrozenLinear(self.widened(name, self._plan.dtype), bias_O)
-        base = self._plan.base
-        given_offset = self.widened(f"{name}.offset", "float32") if base.offsets_given else None
-        quantized = Linear4bit(
-            self.widened(name, "float32"), bias_O, block_size=base.block_size, double_quant=base.double_quant, given_offset=given_offset
-        )
-        if "nf4_linear" in self._plan.paths:
-            return quantized
-        return FrozenLinear(quantized.dequantized().to(DTYPES[self._plan.dtype]), bias_O)
+    ids_BT: torch.Tensor
+    labels_BT: torch.Tensor | None = None
+    positions_BT: torch.Tensor | None = None
+    segments_BT: torch.Tensor | None = None
 
 
 class Graph(nn.Module):
     """The sections of a plan that are held: `embedding`, `layers`, `head`; its modules' paths are the contract's names.
 
+    Args:
+        weights: the base weights that the plan needs, by name, asked for one after the other.
+        adapter: PATH.lora_a and PATH.lora_b, float32. They become the parameters: float64 in a float64 graph, else float32.
+
     Raises:
         ValueError: a block size that NF4 kernels lack.
     """
 
-    def __init__(self, plan: GraphPlan, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
+    def __init__(self, plan: GraphPlan, weights: Weights, adapter: Mapping[str, np.ndarray], device: torch.device) -> None:
         super().__init__()
-        self.plan, self.device = plan, device
-        loader, layout = Loader(plan, tensors, device), plan.layout
-        self.embedding = llama.Embedding(layout, loader) if EMBEDDING in plan.held else None
-        blocks = [section for section in plan.held if section not in (EMBEDDING, HEAD)]
-        self.layers = nn.ModuleDict({section.removeprefix("layers."): llama.Block(layout, loader, section) for section in blocks})
-        self.head: llama.Head | None = None
+        self.plan, self.device, self._dtype = plan, device, DTYPES[plan.dtype]
+        self._rope_rows: tuple[torch.Tensor, torch.Tensor] | None = None
+        loader, layout, fused = Loader(plan, weights, device), plan.layout, "fused_attention" in plan.paths
+        self.embedding = build.embedding(layout, loader) if EMBEDDING in plan.held else None
+        numbers = [section.removeprefix("layers.") for section in plan.held if section not in (EMBEDDING, HEAD)]
+        self.layers = nn.ModuleDict({number: build.block(layout, loader, int(number), fused=fused) for number in numbers})
+        self.head: Head | None = None
         if HEAD in plan.held:
             tied = layout.tie_word_embeddings
             weight = self.embedding.weight if tied and self.embedding else loader.tensor("embedding" if tied else "lm_head")
-            self.head = llama.Head(layout, loader, weight, chunked="chunked_loss" in plan.paths)
-        lora.inject(self, plan.lora, {name: loader.widened(name, plan.dtype) for name in adapter(plan)})
+            self.head = Head(build.final_norm(layout, loader), weight, chunked="chunked_loss" in plan.paths)
+        if "fused_elementwise" in plan.paths:
+            for module in self.modules():
+                if isinstance(module, RmsNorm | llama.Block):
+                    module.fused_elementwise = True
+        masters = torch.float64 if plan.dtype == "float64" else torch.float32
+        matrices = {name: to_tensor(adapter[name], masters, device) for name in adapter_names(plan)}
+        lora.inject(self, plan.lora, matrices, fused="fused_lora" in plan.paths)
 
-    def full_causal(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor | None, shown: Taps) -> None:
-        """Every section in order, each on what the one before gave."""
-        x_BTD = self._embed(ids_BT, shown)
-        tables_TE = self._rope_tables(ids_BT.shape[1], shown)
-        for section in taps.sections(self.plan.layout.num_hidden_layers)[1:-1]:
-            x_BTD = self._run_block(section, x_BTD, tables_TE, shown)
-        self._run_head(x_BTD, labels_BT, shown)
+    # Training and generation
+
+    def hidden(self, batch: GraphBatch, shown: Taps | None = None, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """The residual stream that enters the head, [B, T, D].
+
+        Args:
+            cache: holds the keys and values of earlier passes, and then those of this one too. Positions are the new tokens' own then;
+                None: they follow on what the cache holds.
+        """
+        tokens, positions_BT, segments_BT = batch.ids_BT.shape[1], batch.positions_BT, batch.segments_BT
+        if cache is not None and positions_BT is None:
+            positions_BT = (cache.length + torch.arange(tokens, device=self.device)).expand(batch.ids_BT.shape)
+        keys = cache.place(positions_BT, segments_BT) if cache is not None and positions_BT is not None else None
+        visible = Visible(tokens, self.device, segments_BT=segments_BT, positions_BT=positions_BT, keys=keys)
+        shared = Pass(visible=visible, rope=self._rope(tokens, positions_BT, shown), cache=cache)
+        x_BTD = self._embed(batch.ids_BT, positions_BT, shown)
+        for section in taps.sections(self.plan.blocks)[1:-1]:
+            x_BTD = self._run_block(section, x_BTD, shared, shown)
+        return x_BTD
+
+    def loss_sum(self, batch: GraphBatch, shown: Taps | None = None) -> torch.Tensor:
+        """The sum of -log softmax(logits[b, t])[labels[b, t + 1]] over the labels that count; a scalar, float32 at least.
+
+        With the path `chunked_loss`, rows whose label does not count are never projected.
+        """
+        assert batch.labels_BT is not None
+        assert self.head is not None
+        x_BTD, tap = self.hidden(batch, shown), under(shown, HEAD)
+        with tapped(self.head, tap):
+            return self.head.loss_sum(x_BTD, batch.labels_BT, tap)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """norm and projection of rows x [..., D] of the residual stream: [..., V]."""
+        assert self.head is not None
+        return self.head.logits(x)
+
+    # The protocol
+
+    def whole(self, batch: GraphBatch, shown: Taps) -> None:
+        """Every section in order, each on what the one before gave; the taps of the head, `loss` where labels are given."""
+        assert self.head is not None
+        x_BTD, tap = self.hidden(batch, shown), shown.under(HEAD)
+        with tapped(self.head, tap):
+            self.head(x_BTD, batch.labels_BT, tap)
 
     def run_section(self, section: str, given: Mapping[str, torch.Tensor], shown: Taps) -> None:
-        """One section on `input` [B, T, D]; `embedding` on `ids` [B, T], `head` on `labels` [B, T] too where they are given."""
+        """One section on `input` [B, T, D] (`embedding` on `ids` [B, T]), and labels, positions and segments where they are given."""
+        positions_BT, segments_BT = given.get("positions"), given.get("segments")
         if section == EMBEDDING:
-            self._embed(given["ids"], shown)
-            self._rope_tables(given["ids"].shape[1], shown)
+            self._embed(given["ids"], positions_BT, shown)
+            self._rope(given["ids"].shape[1], positions_BT, shown)
         elif section == HEAD:
-            self._run_head(given["input"], given.get("labels"), shown)
+            assert self.head is not None
+            tap = shown.under(HEAD)
+            with tapped(self.head, tap):
+                self.head(given["input"], given.get("labels"), tap)
         else:
-            self._run_block(section, given["input"], self._rope_tables(given["input"].shape[1], shown), shown)
+            tokens = given["input"].shape[1]
+            visible = Visible(tokens, self.device, segments_BT=segments_BT)
+            shared = Pass(visible=visible, rope=self._rope(tokens, positions_BT, shown))
+            self._run_block(section, given["input"], shared, shown)
 
-    def _embed(self, ids_BT: torch.Tensor, shown: Taps) -> torch.Tensor:
+    # Sections
+
+    def _embed(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor | None, shown: Taps | None) -> torch.Tensor:
         """x [B, T, D]."""
         assert self.embedding is not None
-        return self.embedding(ids_BT, shown.under(EMBEDDING))  # type: ignore[no-any-return]
+        x_BTD: torch.Tensor = self.embedding(ids_BT, positions_BT, under(shown, EMBEDDING))
+        return x_BTD
 
-    def _rope_tables(self, tokens: int, shown: Taps) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [T, E], or what overrides them."""
-        layout, dtype = self.plan.layout, DTYPES[self.plan.dtype]
-        frequencies_I = rope.frequencies(layout.head_dim, layout.rope_theta, layout.rope_scaling)
-        cos_TE, sin_TE = rope.tables(torch.arange(tokens), frequencies_I, dtype=dtype, device=self.device)
-        tap = shown.under(EMBEDDING)
-        return tap("rope.cos", cos_TE), tap("rope.sin", sin_TE)
+    def _rope(self, tokens: int, positions_BT: torch.Tensor | None, shown: Taps | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """cos and sin, [T, E] or [B, 1, T, E], or what overrides them; None without RoPE."""
+        if not isinstance(self.plan.layout, RopeLayout):
+            return None
+        if positions_BT is None:
+            cos, sin = (rows_PE[:tokens] for rows_PE in self._rope_table(tokens))
+        else:
+            cos, sin = (rows_PE[positions_BT] for rows_PE in self._rope_table(int(positions_BT.max()) + 1))
+        tap = under(shown, EMBEDDING)
+        cos, sin = tap("rope.cos", cos), tap("rope.sin", sin)
+        return (cos, sin) if cos.ndim == 2 else (cos.unsqueeze(1), sin.unsqueeze(1))
 
-    def _run_block(self, section: str, x_BTD: torch.Tensor, tables_TE: tuple[torch.Tensor, torch.Tensor], shown: Taps) -> torch.Tensor:
+    def _rope_table(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of positions 0, 1, ..., [P, E], of so many positions at least; made once, and again where more are asked for."""
+        layout = self.plan.layout
+        assert isinstance(layout, RopeLayout)
+        if self._rope_rows is None or len(self._rope_rows[0]) < positions:
+            frequencies_I = rope.frequencies(layout.head_dim, layout.rope_theta, layout.rope_scaling)
+            rows_P = torch.arange(max(positions, 2 * len(self._rope_rows[0]) if self._rope_rows else 0))
+            self._rope_rows = rope.tables(rows_P, frequencies_I, dtype=self._dtype, device=self.device)
+        return self._rope_rows
+
+    def _run_block(self, section: str, x_BTD: torch.Tensor, shared: Pass, shown: Taps | None) -> torch.Tensor:
         """A block's output [B, T, D]; with the path `checkpoint` its activations are computed again in the backward pass."""
-        block, tap = self.layers[section.removeprefix("layers.")], shown.under(section)
+        block, tap = self.layers[section.removeprefix("layers.")], under(shown, section)
 
         def run(x_BTD: torch.Tensor) -> torch.Tensor:
-            with _tapped(block, tap):
-                return block(x_BTD, *tables_TE, tap)  # type: ignore[no-any-return]
+            with tapped(block, tap):
+                y_BTD: torch.Tensor = block(x_BTD, shared, tap)
+            return y_BTD
 
-        if "checkpoint" in self.plan.paths:
-            return checkpoint(run, x_BTD, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
-        return run(x_BTD)
-
-    def _run_head(self, x_BTD: torch.Tensor, labels_BT: torch.Tensor | None, shown: Taps) -> None:
-        """The taps of the head; `loss` where labels are given."""
-        assert self.head is not None
-        tap = shown.under(HEAD)
-        with _tapped(self.head, tap):
-            self.head(x_BTD, labels_BT, tap)
+        if "checkpoint" not in self.plan.paths or not torch.is_grad_enabled():
+            return run(x_BTD)
+        y_BTD: torch.Tensor = checkpoint(run, x_BTD, use_reentrant=False, preserve_rng_state=False)
+        return y_BTD
 
 
-@contextmanager
-def _tapped(section: nn.Module, tap: Tap) -> Iterator[None]:
-    """For one pass, shows what each submodule of a section computes, peft's inner ones too, and lets `tap` replace it."""
+AnyGraph = Graph | Proxy
+"""Both have loss_sum, logits, hidden, whole and run_section."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
-        return lambda _module, _inputs, output: tap(name, output)
 
-    places = {tap_name: place for name, module in section.named_children() for tap_name, place in lora.places(name, module).items()}
-    handles = [place.register_forward_hook(hook(tap_name)) for tap_name, place in places.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def open_graph(plan: GraphPlan, weights: Weights, adapter: Mapping[str, np.ndarray], device: torch.device) -> AnyGraph:
+    """The graph that a plan names; arguments and errors as of Graph."""
+    return (Graph if plan.graph == "full_causal" else Proxy)(plan, weights, adapter, device)

@@ -9,11 +9,14 @@ absmax (256 each), T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
-from bitsandbytes import functional, matmul_4bit
+from bitsandbytes import functional
+from torch.autograd.function import once_differentiable
 
 from contract.worker.operation import NESTED_BLOCK_SIZE
 
@@ -25,10 +28,14 @@ LARGEST_CPU_KERNEL_BLOCK = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """A weight in NF4: packed [P] uint8 (the earlier element in the high nibble), absmax [B] float32."""
+    """A weight in NF4: packed [P] uint8 (the earlier element in the high nibble), absmax [B] float32.
+
+    flushed: what `kernel_flushes` says of absmax, which waits for the device; None: it is asked each time.
+    """
 
     packed: torch.Tensor
     absmax: torch.Tensor
+    flushed: bool | None = None
 
 
 @cache
@@ -180,7 +187,7 @@ def dequantize(quantized: Quantized, *, block_size: int, out_features: int, in_f
         return _dequantize_whole_blocks(quantized, block_size=block_size, elements=out_features * in_features).view(
             out_features, in_features
         )
-    if _kernel_flushes(quantized.absmax):
+    if kernel_flushes(quantized.absmax) if quantized.flushed is None else quantized.flushed:
         flat = values(quantized.packed.device)[unpack(quantized.packed, out_features * in_features).int()]
         return (flat * quantized.absmax.repeat_interleave(block_size)[: flat.numel()]).view(out_features, in_features)
     state = _state(quantized.absmax, block_size=block_size, shape=(out_features, in_features))
@@ -191,30 +198,38 @@ def dequantize(quantized: Quantized, *, block_size: int, out_features: int, in_f
 def linear(
     x_TI: torch.Tensor, quantized: Quantized, bias_O: torch.Tensor | None, *, block_size: int, out_features: int, in_features: int
 ) -> torch.Tensor:
-    """y = x dequantize(packed, absmax)^T + bias, [T, O] float32, differentiable in x; what Linear4bit computes while it trains.
-
-    bitsandbytes' function is called and not its module: in eval mode on a CPU with AVX512-BF16 the
-    module re-packs its weight for good and computes in bfloat16, whatever its compute dtype says.
+    """y = x dequantize(packed, absmax)^T + bias, [T, O] in x's dtype, differentiable in x; `frozen_linear` says what is kept.
 
     Raises:
         ValueError: as `dequantize`.
     """
-    _require_fit(quantized, block_size=block_size, elements=out_features * in_features)
-    one_byte = quantized.packed.numel() == 1  # bitsandbytes takes its [1, 1] for an older layout, and transposes the weight
-    if one_byte or _cpu_kernel_is_wrong_for(quantized.packed.device, in_features, block_size):
-        # matmul_4bit dequantises with the same kernel, and its backward does so again.
-        weight = dequantize(quantized, block_size=block_size, out_features=out_features, in_features=in_features)
-        return torch.nn.functional.linear(x_TI, weight, bias_O)
-    state = _state(quantized.absmax, block_size=block_size, shape=(out_features, in_features))
-    return matmul_4bit(x_TI, quantized.packed[:, None], bias=bias_O, quant_state=state)  # type: ignore[no-any-return]
+    weight = partial(dequantize, quantized, block_size=block_size, out_features=out_features, in_features=in_features)
+    return frozen_linear(x_TI, lambda: weight().to(x_TI.dtype), bias_O)
 
 
-def _kernel_flushes(absmax: torch.Tensor) -> bool:
-    """Guard: bitsandbytes' CUDA kernel, built with fast math, reads a subnormal absmax as 0, and gives 0 for a subnormal product.
+class _FrozenLinear(torch.autograd.Function):
+    """y = x weight()^T + bias, differentiable in x."""
 
-    `linear` calls the kernel all the same: to look first would cost a wait for the device, and what is lost of a weight is under the
-    smallest normal number.
-    """
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: Callable[[], torch.Tensor], bias_O: torch.Tensor | None) -> torch.Tensor:
+        """[..., O] of [..., I]."""
+        ctx.weight = weight
+        return torch.nn.functional.linear(x, weight(), bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, bar: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """bar weight(), [..., I]."""
+        return torch.matmul(bar, ctx.weight()), None, None
+
+
+frozen_linear: Callable[..., torch.Tensor] = _FrozenLinear.apply
+"""(x, weight, bias): y = x weight()^T + bias. The weight [O, I] is made by a function, once more in the backward pass, so that autograd
+keeps no dequantised weight. bitsandbytes' matmul_4bit computes the same, with its dequantisation; this one's holds for every shape."""
+
+
+def kernel_flushes(absmax: torch.Tensor) -> bool:
+    """Guard: bitsandbytes' CUDA kernel, built with fast math, reads a subnormal absmax as 0, and gives 0 for a subnormal product."""
     if absmax.device.type == "cpu":
         return False
     table = values(absmax.device).abs()

@@ -39,18 +39,14 @@ class Linear4bit(nn.Linear):
             self.bias = nn.Parameter(bias_O, requires_grad=False)
         mean = nf4.offset(quantized.absmax) if given_offset is None else given_offset
         self.absmax = (*nf4.nest(quantized.absmax, mean), mean) if double_quant else (quantized.absmax,)
+        self._flushed = nf4.kernel_flushes(nf4.unnest(*self.absmax) if double_quant else quantized.absmax)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """y [..., O] of x [..., I], float32."""
-        return nf4.linear(x, self._quantized(), self.bias, **self._shape())
+        """y [..., O] of x [..., I], in x's dtype; no dequantised weight is kept for the backward pass."""
+        return nf4.frozen_linear(x, lambda: self.dequantized().to(x.dtype), self.bias)
 
     def dequantized(self) -> torch.Tensor:
         """The weight that the codes stand for, [O, I] float32."""
-        return nf4.dequantize(self._quantized(), **self._shape())
-
-    def _quantized(self) -> nf4.Quantized:
         absmax = nf4.unnest(*self.absmax) if self.double_quant else self.absmax[0]
-        return nf4.Quantized(packed=self.weight, absmax=absmax)
-
-    def _shape(self) -> dict[str, int]:
-        return {"block_size": self.block_size, "out_features": self.out_features, "in_features": self.in_features}
+        quantized = nf4.Quantized(packed=self.weight, absmax=absmax, flushed=self._flushed)
+        return nf4.dequantize(quantized, block_size=self.block_size, out_features=self.out_features, in_features=self.in_features)

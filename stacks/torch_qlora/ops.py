@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from contract.worker.operation import Operation, expected_answer
 from contract.worker.operations import OPERATIONS
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
-from stacks.torch_qlora import probe
+from stacks.torch_qlora import probe, vml
 from stacks.torch_qlora.entries import ENTRIES, Entry, TorchTensors
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class TorchQlora:
         self._channel = channel
         # A float32 product must be one: TF32 and bfloat16 passes keep 10 and 7 bits of the operands.
         torch.set_float32_matmul_precision("highest")
+        vml.start()
 
     def probe(self) -> Reply:
         """What this machine's device can do; see `stacks.torch_qlora.probe`."""
@@ -86,6 +87,26 @@ class TorchQlora:
     def block(self, graph: str, section: str, tensors: Tensors) -> Reply:
         """See `stacks.torch_qlora.session.Session.block`."""
         return self._session.block(graph, section, tensors)
+
+    def merge(self, graph: str, linears: Sequence[str] | None = None) -> Reply:
+        """See `stacks.torch_qlora.merge.merge_graph`."""
+        return self._session.merge(graph, linears)
+
+    def save(self, graph: str, folder: str) -> Reply:
+        """See `stacks.torch_qlora.merge.save_graph`."""
+        return self._session.save(graph, folder)
+
+    def generate(self, **values: Any) -> Reply:
+        """See `stacks.torch_qlora.load.respond`."""
+        from stacks.torch_qlora.load import respond
+
+        return respond(values, self._device, self._channel)
+
+    def train(self, **values: Any) -> Reply:
+        """A whole run: see `contract.training.session.train`, and `stacks.torch_qlora.train.TorchTrainer` for its computation."""
+        from stacks.torch_qlora.train import respond
+
+        return respond(values, self._device, self._channel)
 
     @cached_property
     def _session(self) -> Session:

@@ -5,7 +5,7 @@ Legend: N elements of a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +38,13 @@ def clip_gradients(gradients: Sequence[torch.Tensor], max_norm: float) -> tuple[
     The norm is that of the tensors' norms, as torch.nn.utils.clip_grad_norm_ takes it; the given tensors stay as they are.
     """
     parameters = [_with_gradient(gradient, gradient) for gradient in gradients]
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = clip(parameters, max_norm)
     return norm, [_gradient(parameter) for parameter in parameters]
+
+
+def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """The norm; `clip_gradients` of the parameters' own gradients, in place."""
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def adamw_step(weight_N: torch.Tensor, gradient_N: torch.Tensor, moments: Moments, settings: AdamWSettings) -> tuple[torch.Tensor, Moments]:
@@ -53,15 +58,51 @@ def adamw_step(weight_N: torch.Tensor, gradient_N: torch.Tensor, moments: Moment
     if not 0 <= moments.step < 2**53:
         raise ValueError(f"adamw_step: step is {moments.step}; allowed: 0 and more, the steps taken so far, below 2^53; start with 0")
     parameter = _with_gradient(weight_N, gradient_N)
-    optimizer = torch.optim.AdamW(
-        [parameter], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay
-    )
-    # A step of float64: torch's own is float32, which counts no further than 2^24.
-    step = torch.tensor(moments.step, dtype=torch.float64)
-    state = {"step": step, "exp_avg": moments.m_N.clone(), "exp_avg_sq": moments.v_N.clone()}
-    optimizer.state[parameter] = state
-    optimizer.step()
-    return parameter.detach(), Moments(m_N=state["exp_avg"], v_N=state["exp_avg_sq"], step=moments.step + 1)
+    beta1, beta2, eps, weight_decay = settings.beta1, settings.beta2, settings.eps, settings.weight_decay
+    optimizer = AdamW({"weight": parameter}, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+    optimizer.restore({"weight": moments.m_N}, {"weight": moments.v_N}, moments.step)
+    optimizer.update(settings.lr)
+    (m_N,), (v_N,) = (tuple(one.values()) for one in optimizer.moments())
+    return parameter.detach(), Moments(m_N=m_N, v_N=v_N, step=optimizer.updates)
+
+
+class AdamW:
+    """torch.optim.AdamW over named parameters, in place, with a state that can be taken and given.
+
+    The decay applies to each of them: LoRA's matrices are weights, and no norm or bias is trained. `updates` counts the updates done.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
+        self.updates = 0
+        self._parameters = dict(parameters)
+        # One kernel for many tensors on a GPU, the same arithmetic; on a CPU torch would loop all the same.
+        on_gpu = any(parameter.is_cuda for parameter in parameters.values())
+        self._optimizer = torch.optim.AdamW(
+            list(parameters.values()), betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, foreach=on_gpu
+        )
+        zeros = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        self.restore(zeros, zeros, 0)
+
+    def update(self, lr: float) -> None:
+        """One step, with the parameters' gradients."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self.updates += 1
+
+    def moments(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """m and v by name; the tensors that later updates change."""
+        states = {name: self._optimizer.state[parameter] for name, parameter in self._parameters.items()}
+        return {name: one["exp_avg"] for name, one in states.items()}, {name: one["exp_avg_sq"] for name, one in states.items()}
+
+    def restore(self, m: Mapping[str, torch.Tensor], v: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Goes on from copies of m and v, after so many updates."""
+        self.updates = updates
+        for name, parameter in self._parameters.items():
+            # A step of float64: torch's own is float32, which counts no further than 2^24.
+            step = torch.tensor(updates, dtype=torch.float64)
+            moments = {"exp_avg": m[name].clone(), "exp_avg_sq": v[name].clone()}
+            self._optimizer.state[parameter] = {"step": step, **moments}
 
 
 def _with_gradient(value: torch.Tensor, gradient: torch.Tensor) -> nn.Parameter:

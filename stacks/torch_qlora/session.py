@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 import torch
 
 from contract.worker import taps as tap_names
 from contract.worker.graph import (
+    POSITIONS,
     ROPE_TABLES,
+    SEGMENTS,
     adapter,
     expected_block_answer,
     expected_graph_answer,
     require,
     require_batch,
     require_block,
+    section_adapter,
     weights,
 )
 from contract.worker.plan import GraphPlan
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
 from stacks.torch_qlora import lora, nf4
-from stacks.torch_qlora.graph import Graph, Taps
+from stacks.torch_qlora.attributes import DTYPES
+from stacks.torch_qlora.graph import AnyGraph, GraphBatch, open_graph
+from stacks.torch_qlora.merge import merge_graph, save_graph
+from stacks.torch_qlora.taps import Taps
 
 TorchTensors = Mapping[str, torch.Tensor]
 
@@ -32,7 +39,7 @@ class Session:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._name = ""
-        self._graph: Graph | None = None
+        self._graph: AnyGraph | None = None
 
     def open(self, name: str, attributes: Attributes, tensors: Tensors) -> Reply:
         """Opens a graph in place of the one that was open.
@@ -45,7 +52,7 @@ class Session:
         _require_runnable(plan)
         require(weights(plan) | adapter(plan), tensors, "open")
         self._graph = None  # let go first: two graphs may not fit
-        self._graph = Graph(plan, tensors, self._device)
+        self._graph = open_graph(plan, tensors, tensors, self._device)
         self._name = name
         return Reply()
 
@@ -75,7 +82,7 @@ class Session:
         wanted = _require_whole(graph.plan, taps, tensors, gradients=False)
         shown = Taps(keep=wanted)
         with torch.no_grad():
-            graph.full_causal(*self._batch(tensors), shown)
+            graph.whole(self._batch(tensors), shown)
         return Reply(tensors={tap: _to_host(shown.recorded[tap]) for tap in wanted})
 
     def gradients(self, name: str, taps: Sequence[str], tensors: Tensors) -> Reply:
@@ -88,7 +95,7 @@ class Session:
         wanted = _require_whole(graph.plan, taps, tensors, gradients=True)
         shown = Taps(keep={*wanted, "loss"}, attached=("loss",))
         with torch.enable_grad():
-            graph.full_causal(*self._batch(tensors), shown)
+            graph.whole(self._batch(tensors), shown)
         gradients = _gradients([(shown.recorded["loss"], None)], lora.parameters(graph))
         return Reply(tensors={tap: _to_host(shown.recorded[tap]) for tap in wanted} | gradients)
 
@@ -100,7 +107,6 @@ class Session:
         """
         graph = self._opened(name)
         expected = expected_block_answer(graph.plan, section, tensors, *require_block(graph.plan, section, tensors))
-        _require_logits(graph.plan, expected, f"block {section}")
         given = {tensor: self._to_device(array) for tensor, array in tensors.items()}
         bars, overrides = _named(given, "bar."), _named(given, "override.")
         leaves = _leaves(graph, section, given, overrides) if bars else {}
@@ -117,20 +123,31 @@ class Session:
         gradients = _gradients([(shown.recorded[full[tap]], bar) for tap, bar in bars.items()], leaves)
         return Reply(tensors={tap: _to_host(shown.recorded[full[tap]]) for tap in expected if not tap.startswith("grad.")} | gradients)
 
-    def _opened(self, name: str) -> Graph:
+    def merge(self, name: str, linears: Sequence[str] | None = None) -> Reply:
+        """See `stacks.torch_qlora.merge.merge_graph`."""
+        return merge_graph(self._opened(name), linears)
+
+    def save(self, name: str, folder: str) -> Reply:
+        """See `stacks.torch_qlora.merge.save_graph`."""
+        return save_graph(self._opened(name), folder)
+
+    def _opened(self, name: str) -> AnyGraph:
         if self._graph is None:
             raise ValueError(f"graph {name!r} is asked for, and none is open; open it first")
         if name != self._name:
             raise ValueError(f"graph {name!r} is asked for, open is {self._name!r}; one graph is open at a time: open {name!r} first")
         return self._graph
 
-    def _batch(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor | None]:
-        labels = tensors.get("labels")
-        return self._to_device(tensors["ids"]), None if labels is None else self._to_device(labels)
+    def _batch(self, tensors: Tensors) -> GraphBatch:
+        given = {name: self._to_device(array) for name, array in tensors.items()}
+        return GraphBatch(
+            ids_BT=given["ids"], labels_BT=given.get("labels"), positions_BT=given.get(POSITIONS), segments_BT=given.get(SEGMENTS)
+        )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         """A copy: what arrived may be read-only."""
-        return torch.from_numpy(np.array(array, order="C")).to(self._device)
+        dtype = DTYPES["bfloat16"] if array.dtype.name == "bfloat16" else None
+        return torch.tensor(array if dtype is None else array.astype(np.float32), dtype=dtype, device=self._device)
 
 
 # Refusals
@@ -140,9 +157,9 @@ def _require_runnable(plan: GraphPlan) -> None:
     """Refuses a plan that this stack does not run."""
     if plan.base is not None:
         nf4.require_block_size(plan.base.block_size)
-    if "nf4_linear" in plan.paths and plan.dtype != "float32":
+    if "nf4_linear" in plan.paths and plan.dtype == "float64":
         raise NotSupported(
-            f"torch_qlora runs the path nf4_linear in float32 only, not in {plan.dtype} (bitsandbytes returns uninitialised memory "
+            "torch_qlora runs the path nf4_linear in float32 and bfloat16 only, not in float64 (bitsandbytes returns uninitialised memory "
             "there); open without this path: the dequantised weights then go through a plain linear"
         )
 
@@ -150,34 +167,31 @@ def _require_runnable(plan: GraphPlan) -> None:
 def _require_whole(plan: GraphPlan, taps: Sequence[str], tensors: Tensors, *, gradients: bool) -> tuple[str, ...]:
     """Holds `forward` and `gradients` against the open graph; the wanted taps."""
     request = "gradients" if gradients else "forward"
-    if set(plan.held) != set(tap_names.sections(plan.layout.num_hidden_layers)):
+    if set(plan.held) != set(tap_names.sections(plan.blocks)):
         raise ValueError(f"{request}: the open graph holds only {', '.join(plan.held[:4])} ...; ask for block, or open it without sections")
-    unknown = sorted(set(tensors) - {"ids", "labels"})
+    unknown = sorted(set(tensors) - {"ids", "labels", POSITIONS, SEGMENTS})
     if unknown or "ids" not in tensors:
-        raise ValueError(f"{request}: got the tensors {sorted(tensors)}, must be ids, and labels where there is a loss")
-    require_batch(plan, tensors["ids"], tensors.get("labels"))
+        raise ValueError(
+            f"{request}: got the tensors {sorted(tensors)}, must be ids, labels where there is a loss, and positions and segments of a "
+            "packed or padded batch"
+        )
+    require_batch(plan, tensors["ids"], tensors.get("labels"), tensors.get(POSITIONS), tensors.get(SEGMENTS))
     expected_graph_answer(plan, taps, *tensors["ids"].shape, gradients=False)
     if "labels" not in tensors and (gradients or "loss" in taps):
         raise ValueError(f"{request}: labels are missing, and the loss needs them; give labels [sequences, tokens]")
-    _require_logits(plan, taps, request)
     return tuple(dict.fromkeys(taps))
-
-
-def _require_logits(plan: GraphPlan, taps: Iterable[str], request: str) -> None:
-    if "chunked_loss" in plan.paths and "logits" in taps:
-        raise ValueError(f"{request}: the path chunked_loss never holds the tap logits; leave it out, or open the graph without this path")
 
 
 # Tensors
 
 
-def _leaves(graph: Graph, section: str, given: TorchTensors, overrides: TorchTensors) -> dict[str, torch.Tensor]:
+def _leaves(graph: AnyGraph, section: str, given: TorchTensors, overrides: TorchTensors) -> dict[str, torch.Tensor]:
     """What a section's gradients are taken with respect to, by its own names: `input`, overrides, adapter matrices."""
     leaves = {tap: override for tap, override in overrides.items() if tap not in ROPE_TABLES}
     if "input" in given:
         leaves["input"] = given["input"]
-    prefix = f"{section}."
-    return leaves | {path.removeprefix(prefix): matrix for path, matrix in lora.parameters(graph).items() if path.startswith(prefix)}
+    matrices, start = lora.parameters(graph), tap_names.prefix(section)
+    return leaves | {path.removeprefix(start): matrices[path] for path in section_adapter(graph.plan, section)}
 
 
 def _named(tensors: TorchTensors, prefix: str) -> dict[str, torch.Tensor]:
@@ -196,4 +210,7 @@ def _gradients(outputs: Sequence[tuple[torch.Tensor, torch.Tensor | None]], leav
 
 
 def _to_host(value: torch.Tensor) -> np.ndarray:
-    return value.detach().contiguous().cpu().numpy()
+    host = value.detach().contiguous().cpu()
+    if host.dtype == torch.bfloat16:  # NumPy has none of its own
+        return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return host.numpy()

@@ -11,7 +11,8 @@ import torch
 
 from contract.worker import graph, taps
 from contract.worker.plan import Lora, Nf4
-from stacks.torch_qlora.graph import Graph, Taps
+from stacks.torch_qlora.graph import Graph, GraphBatch
+from stacks.torch_qlora.taps import Taps
 from tests.stacks.torch_qlora.tiny_torch_graph import (
     GRAPH,
     LAYOUT,
@@ -49,17 +50,17 @@ def test_the_first_computation_counts() -> None:
 
 def test_a_pass_leaves_no_hook_behind() -> None:
     wanted = plan(paths=("checkpoint",))
-    held = Graph(wanted, weights(wanted), CPU)
+    held = Graph(wanted, weights(wanted), weights(wanted), CPU)
     shown = Taps(keep={"loss"}, attached={"loss"})
     ids, labels = (torch.from_numpy(tensor) for tensor in batch().values())
-    held.full_causal(ids, labels, shown)
+    held.whole(GraphBatch(ids_BT=ids, labels_BT=labels), shown)
     shown.recorded["loss"].backward()  # type: ignore[no-untyped-call]
     assert not any(module._forward_hooks for module in held.modules())
 
 
 def test_only_the_sections_of_the_plan_are_held() -> None:
     wanted = plan(sections=("layers.2",))
-    held = Graph(wanted, weights(wanted), CPU)
+    held = Graph(wanted, weights(wanted), weights(wanted), CPU)
     assert list(held.layers) == ["2"]
     assert held.embedding is None
     assert held.head is None
@@ -68,7 +69,7 @@ def test_only_the_sections_of_the_plan_are_held() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_is_the_embeddings_own_parameter(tied: bool) -> None:
     wanted = plan(layout={"tie_word_embeddings": tied})
-    held = Graph(wanted, weights(wanted), CPU)
+    held = Graph(wanted, weights(wanted), weights(wanted), CPU)
     assert held.embedding is not None
     assert held.head is not None
     assert (held.head.weight is held.embedding.weight) == tied
@@ -76,7 +77,7 @@ def test_a_tied_head_is_the_embeddings_own_parameter(tied: bool) -> None:
 
 def test_a_float64_graph_holds_no_float32() -> None:
     wanted = plan(base=Nf4())
-    held = Graph(wanted, weights(wanted), CPU)
+    held = Graph(wanted, weights(wanted), weights(wanted), CPU)
     assert {parameter.dtype for parameter in held.parameters()} == {torch.float64}
     assert {name for name, parameter in held.named_parameters() if parameter.requires_grad} == {
         f"layers.{layer}.{linear}.lora_{matrix}.default.weight" for layer in range(3) for linear in taps.LINEARS for matrix in "AB"
@@ -124,8 +125,8 @@ def test_opening_in_float64_keeps_no_float32_copy() -> None:
     tensors = weights(wanted)
     narrow = sum(tensor.nbytes for tensor in tensors.values())
     tracemalloc.start()
-    Graph(wanted, tensors, CPU)
+    Graph(wanted, tensors, tensors, CPU)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.5 * narrow
-    assert len(all_taps(wanted)) == len(taps.full_names(3, wanted.targets))
+    assert len(all_taps(wanted)) == len(taps.full_names(wanted))

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def held(wanted: GraphPlan) -> Graph:
-    return Graph(wanted, weights(wanted), CPU)
+    return Graph(wanted, weights(wanted), weights(wanted), CPU)
 
 
 @pytest.mark.parametrize("targets", [("q_proj",), ("down_proj", "v_proj"), tuple(taps.LINEARS)], ids="-".join)

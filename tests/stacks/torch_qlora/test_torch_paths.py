@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,9 @@ import torch
 from contract.worker import graph, taps
 from contract.worker.plan import Nf4
 from stacks.torch_qlora import nf4
-from stacks.torch_qlora.graph import Graph, Taps
-from stacks.torch_qlora.loss import chunked_cross_entropy, cross_entropy
+from stacks.torch_qlora.graph import Graph, GraphBatch
 from stacks.torch_qlora.nf4_linear import Linear4bit
+from stacks.torch_qlora.taps import Taps
 from tests.stacks.torch_qlora.tiny_torch_graph import (
     BATCH,
     GRAPH,
@@ -22,7 +20,6 @@ from tests.stacks.torch_qlora.tiny_torch_graph import (
     batch,
     draw,
     everything_given,
-    gamma,
     gradients,
     opened,
     plan,
@@ -52,9 +49,9 @@ def test_checkpointing_keeps_no_activations() -> None:
     kept: list[int] = []
     for paths in ((), ("checkpoint",)):
         wanted = plan(paths=paths)
-        held, sizes = Graph(wanted, weights(wanted), CPU), Sizes()
+        held, sizes = Graph(wanted, weights(wanted), weights(wanted), CPU), Sizes()
         with torch.autograd.graph.saved_tensors_hooks(sizes.pack, lambda tensor: tensor):
-            held.full_causal(ids, labels, Taps(keep={"loss"}, attached={"loss"}))
+            held.whole(GraphBatch(ids_BT=ids, labels_BT=labels), Taps(keep={"loss"}, attached={"loss"}))
         kept.append(sizes.total)
     sizes = Sizes()
     with torch.autograd.graph.saved_tensors_hooks(sizes.pack, lambda tensor: tensor):
@@ -71,51 +68,6 @@ class Sizes:
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         self.total += tensor.numel()
         return tensor
-
-
-@pytest.mark.parametrize("rows", [1, 2, 7, 24])
-def test_the_chunked_loss_is_the_loss(rows: int) -> None:
-    head, labels = draw(97, 96, seed=5), torch.arange(rows)
-    if rows > 2:
-        labels[1] = -100
-    results = []
-    for chunked in (True, False):
-        x = draw(rows, 96).requires_grad_()
-        if chunked:
-            loss = chunked_cross_entropy(x, head, labels, ignore_index=-100)
-        else:
-            loss = cross_entropy(x @ head.T, labels, reduction="mean", ignore_index=-100)
-        results.append((loss.detach(), *torch.autograd.grad(loss, x)))
-    (loss, gradient), (plain_loss, plain_gradient) = results
-    # Each row is the same, but for the order in a product's sum; the mean adds `rows` terms in another order.
-    reach = gamma(2 * (96 + 97 + rows), "float64") * float((draw(rows, 96).abs() @ head.abs().T).max())
-    assert abs(loss - plain_loss) <= reach
-    assert bool((gradient - plain_gradient).abs().max() <= reach * head.abs().sum(0).max())
-    assert gradient.any()
-
-
-def test_the_chunked_loss_never_makes_all_logits() -> None:
-    rows, vocabulary = 64, 5000
-    shapes: list[int] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                shapes.append(result.numel())
-            return result
-
-    x, head = draw(rows, 8).requires_grad_(), draw(vocabulary, 8)
-    with Watch():
-        torch.autograd.grad(chunked_cross_entropy(x, head, torch.arange(rows), ignore_index=-100), x)
-    assert max(shapes) == 8 * vocabulary
-
-
-def test_the_chunked_loss_over_no_row_or_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"all 3 labels are ignore_index \(-100\); give at least one"):
-        chunked_cross_entropy(draw(3, 8), draw(9, 8), torch.full((3,), -100), ignore_index=-100)
-    with pytest.raises(ValueError, match=r"is 9; allowed are 0 to 8"):
-        chunked_cross_entropy(draw(3, 8), draw(9, 8), torch.tensor([1, 9, 2]), ignore_index=-100)
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
@@ -155,7 +107,7 @@ def test_nf4_linear_is_the_plain_path_but_for_the_order_of_sums(double_quant: bo
 
 def test_nf4_weights_are_held_as_codes() -> None:
     wanted = plan("float32", base=Nf4(), paths=("nf4_linear",))
-    held = Graph(wanted, weights(wanted), CPU)
+    held = Graph(wanted, weights(wanted), weights(wanted), CPU)
     linears = [module for module in held.modules() if isinstance(module, Linear4bit)]
     assert len(linears) == 3 * len(taps.LINEARS)
     for linear in linears:

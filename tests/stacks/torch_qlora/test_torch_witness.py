@@ -3,35 +3,29 @@
 In float32 the witness is transformers as it is. Its norm, its rotary tables and its loss compute in float32 whatever the model's
 dtype is, so for float64 those three are replaced here.
 
-How far two right answers may lie apart is measured, not typed: the stack's own float32 answer against its float64 answer shows
-what this graph makes of roundings of 2^-24, and of 2^-53 it makes 2^-29 of that. An error is taken relative to its tensor's
-largest value, and the largest such over all taps (over all gradients) counts for each of them: in one tensor a single value may
-outweigh the others, and its one error may be small by chance. Two answers with errors of that size differ by root 2 of it, and
-the largest of thousands of random errors, some four times their typical size, does not double by chance: 2 root 2, taken as 3.
+How far two right answers may lie apart is measured (transformers_witness.py).
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from contract.model import checkpoint, keymap, layout
 from contract.worker import graph, taps
 from contract.worker.plan import GraphPlan, Lora
 from tests.float64_transformers import clean
-from tests.stacks.torch_qlora.tiny_torch_graph import GRAPH, LAYOUT, batch, opened, plan, weights
+from tests.stacks.torch_qlora.tiny_torch_graph import LAYOUT, batch, plan, weights
+from tests.stacks.torch_qlora.transformers_witness import Answers, allowed, answers, own, responses, too_far, witness
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-MARGIN = 3
-UNIT_RATIO = 2.0**-29
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "own_head_dim_biases_untied": {},
@@ -46,81 +40,19 @@ LORAS = {
 }
 
 
-def witness(wanted: GraphPlan, tensors: dict[str, np.ndarray], dtype: torch.dtype) -> LlamaForCausalLM:
-    """transformers' model of a layout, with the weights under the names that checkpoints have."""
-    config = LlamaConfig(**wanted.layout.model_dump(exclude={"model_type"}), attn_implementation="sdpa", pad_token_id=None)
-    model = LlamaForCausalLM(config).to(dtype)
-    state = {keymap.hugging_face_key(name): torch.tensor(tensors[name]).to(dtype) for name in graph.weights(wanted)}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert unexpected == []
-    assert missing == (["lm_head.weight"] if wanted.layout.tie_word_embeddings else [])
-    model.tie_weights()
-    return model.eval()
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Two answers, and how far they may lie apart."""
+
+    ours: Answers
+    theirs: Answers
+    bounds: dict[str, float]
 
 
-def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What transformers' ForCausalLMLoss computes, without its cast of the logits to float32."""
-    counted = labels[:, 1:] != -100
-    chosen = torch.log_softmax(logits[:, :-1], dim=-1)[counted]
-    return -chosen.gather(1, labels[:, 1:][counted][:, None]).mean()
-
-
-def answers(model: Any, tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Hidden states, logits and loss of a witness by the names of taps. transformers answers its last hidden state after the norm."""
-    ids, labels = torch.from_numpy(tensors["ids"]), torch.from_numpy(tensors["labels"])
-    out = model(input_ids=ids, labels=labels, output_hidden_states=True, use_cache=False)
-    states = dict(zip(hidden_states(len(out.hidden_states) - 1), out.hidden_states, strict=True))
-    loss = out.loss if out.logits.dtype == torch.float32 else mean_loss(out.logits, labels)
-    return states | {"logits": out.logits, "loss": loss}
-
-
-def hidden_states(layers: int) -> list[str]:
-    return ["embedding", *(f"layers.{layer}.output" for layer in range(layers - 1)), "final_norm"]
-
-
-def own(wanted: GraphPlan, tensors: dict[str, np.ndarray], tokens: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """This stack's answers."""
-    names = [*hidden_states(wanted.layout.num_hidden_layers), "logits", "loss"]
-    return opened(wanted.model_copy(update={"dtype": dtype}), tensors).gradients(GRAPH, names, tokens).tensors
-
-
-def allowed(single: dict[str, np.ndarray], double: dict[str, np.ndarray], dtype: str) -> dict[str, float]:
-    """The largest distance of two right answers; see the top of this file."""
-    sizes = {name: float(np.abs(value).max()) for name, value in double.items()}
-    responses = {name: float(np.abs(single[name] - double[name]).max()) / sizes[name] for name in double}
-    unit = UNIT_RATIO if dtype == "float64" else 1.0
-    return {
-        name: MARGIN * unit * size * max(responses[other] for other in responses if is_gradient(other) == is_gradient(name))
-        for name, size in sizes.items()
-    }
-
-
-def is_gradient(name: str) -> bool:
-    return name.startswith("grad.")
-
-
-def distances(
-    witnessed: dict[str, torch.Tensor], single: dict[str, np.ndarray], double: dict[str, np.ndarray], dtype: str
-) -> dict[str, tuple[float, float]]:
-    """Tap or gradient -> its largest distance from the witness, and what is allowed."""
-    mine = {"float32": single, "float64": double}[dtype]
-    assert mine.keys() == witnessed.keys()
-    found, bounds = {}, allowed(single, double, dtype)
-    for name, value in witnessed.items():
-        assert str(value.dtype) == f"torch.{dtype}", name
-        assert mine[name].any(), name
-        found[name] = (float(np.abs(mine[name] - value.detach().numpy()).max()), bounds[name])
-    return found
-
-
-def too_far(found: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    return {name: pair for name, pair in found.items() if not pair[0] <= pair[1]}
-
-
-def adapted(model: Any, wanted: GraphPlan, tensors: dict[str, np.ndarray]) -> Any:
+def peft_on(model: Any, wanted: GraphPlan, tensors: dict[str, np.ndarray]) -> Any:
     """peft on transformers' model, as its users put it there, with the plan's adapter."""
     config = LoraConfig(
-        r=wanted.lora.rank, lora_alpha=wanted.lora.alpha, use_rslora=wanted.lora.rslora, target_modules=list(wanted.lora.targets)
+        r=wanted.lora.rank, lora_alpha=wanted.lora.alpha, use_rslora=wanted.lora.rslora, target_modules=sorted(wanted.targets)
     )
     model = get_peft_model(model, config)
     with torch.no_grad():
@@ -140,21 +72,25 @@ def adapter_of(model: Any, wanted: GraphPlan) -> dict[str, torch.nn.Parameter]:
     return found
 
 
-def compare(wanted: GraphPlan, tensors: dict[str, np.ndarray], tokens: dict[str, np.ndarray], dtype: str) -> dict[str, tuple[float, float]]:
+def compare(wanted: GraphPlan, tensors: dict[str, np.ndarray], tokens: dict[str, np.ndarray], dtype: str) -> Found:
     """Taps and adapter gradients against peft on transformers' model."""
-    model = adapted(witness(wanted, tensors, getattr(torch, dtype)), wanted, tensors)
-    witnessed = answers(model, tokens)
+    model = peft_on(witness(wanted.layout, tensors, getattr(torch, dtype)), wanted, tensors)
+    witnessed = answers(model, wanted.layout, tokens)
     parameters = adapter_of(model, wanted)
     gradients = torch.autograd.grad(witnessed["loss"], list(parameters.values()))
     witnessed |= {f"grad.{name}": gradient for name, gradient in zip(parameters, gradients, strict=True)}
-    return distances(witnessed, own(wanted, tensors, tokens, "float32"), own(wanted, tensors, tokens, "float64"), dtype)
+    theirs = {name: value.detach().numpy() for name, value in witnessed.items()}
+    ours = {name: own(wanted, tensors, tokens, name) for name in ("float32", "float64")}
+    bounds = allowed(ours["float64"], [responses(ours["float32"], ours["float64"])], dtype)
+    return Found(ours=ours[dtype], theirs=theirs, bounds=bounds)
 
 
 @pytest.mark.parametrize("lora", LORAS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_transformers_and_peft_agree_in_float32(config: str, lora: str) -> None:
     wanted = plan(layout=CONFIGS[config], lora=LORAS[lora])
-    assert too_far(compare(wanted, weights(wanted), batch(), "float32")) == {}
+    found = compare(wanted, weights(wanted), batch(), "float32")
+    assert too_far(found.ours, found.theirs, found.bounds) == {}
 
 
 @pytest.mark.parametrize("lora", LORAS)
@@ -163,8 +99,8 @@ def test_transformers_and_peft_agree_in_float64(config: str, lora: str) -> None:
     wanted = plan(layout=CONFIGS[config], lora=LORAS[lora])
     with clean():
         found = compare(wanted, weights(wanted), batch(), "float64")
-    assert too_far(found) == {}
-    assert max(far for far, _ in found.values()) > 0
+    assert too_far(found.ours, found.theirs, found.bounds) == {}
+    assert any((found.ours[name] != found.theirs[name]).any() for name in found.ours)
 
 
 @pytest.mark.parametrize("left_as_it_is", ["LlamaRMSNorm", "LlamaRotaryEmbedding"])
@@ -175,7 +111,7 @@ def test_a_float32_cast_inside_of_a_float64_graph_is_far_outside(left_as_it_is: 
     with clean(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(getattr(modeling_llama, left_as_it_is), "forward", original)
         found = compare(wanted, weights(wanted), batch(), "float64")
-    far, bound = found["logits"]
+    far, bound = too_far(found.ours, found.theirs, found.bounds)["logits"]
     assert far > 1000 * bound
 
 
@@ -196,8 +132,8 @@ def test_smollm2_as_transformers_computes_it(dtype: str) -> None:
     else:
         with clean():
             found = compare(wanted, tensors, tokens, dtype)
-    assert too_far(found) == {}
-    assert len(found) == 30 + 3 + 2 * 3 * 30
+    assert too_far(found.ours, found.theirs, found.bounds) == {}
+    assert len(found.ours) == 30 + 3 + 2 * 3 * 30
 
 
 def test_the_configurations_differ_where_a_field_could_be_misread() -> None:
@@ -205,4 +141,4 @@ def test_the_configurations_differ_where_a_field_could_be_misread() -> None:
     sizes += [LAYOUT.num_key_value_heads, LAYOUT.head_dim, LAYOUT.max_position_embeddings]
     assert len(set(sizes)) == len(sizes)
     assert LAYOUT.num_attention_heads * LAYOUT.head_dim not in (LAYOUT.hidden_size, LAYOUT.intermediate_size)
-    assert set(LORAS["all"].targets) == set(taps.LINEARS)
+    assert plan(lora=LORAS["all"]).targets == set(taps.LINEARS)

@@ -52,8 +52,7 @@ def opened(wanted: GraphPlan, tensors: dict[str, np.ndarray] | None = None) -> T
 
 def all_taps(wanted: GraphPlan) -> list[str]:
     """Every tap that the plan's paths have."""
-    names = taps.full_names(wanted.layout.num_hidden_layers, wanted.targets)
-    return [name for name in names if not (name == "logits" and "chunked_loss" in wanted.paths)]
+    return list(taps.full_names(wanted))
 
 
 def gradients(wanted: GraphPlan, tensors: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
@@ -74,8 +73,8 @@ def everything_given(wanted: GraphPlan, section: str, seed: int = 2) -> dict[str
     if section != taps.EMBEDDING:
         tensors["input"] = draw((BATCH, TOKENS, wanted.layout.hidden_size))
         del tensors["ids"]
-    for tap in taps.section_taps(section, wanted.targets):
-        shape = graph.shape_of(tap, wanted, BATCH, TOKENS)
+    for tap in taps.section_taps(wanted, section):
+        shape = graph.shape_of(section, tap, wanted, BATCH, TOKENS)
         tensors |= {f"override.{tap.name}": draw(shape), f"bar.{tap.name}": draw(shape)}
     return tensors
 

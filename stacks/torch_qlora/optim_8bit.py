@@ -1,0 +1,138 @@
+"""AdamW with m and v in 8 bits, by bitsandbytes (arXiv:2110.02861), whose state can be taken in float32 and given back exactly.
+
+Legend: N elements of a parameter, B blocks of 256 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from bitsandbytes import functional
+from bitsandbytes.optim import AdamW8bit
+from torch import nn
+
+BLOCK_SIZE = 256
+"""Elements that share an absmax; bitsandbytes' own, and no parameter of it."""
+
+_STATES = (("state1", "absmax1", "qmap1"), ("state2", "absmax2", "qmap2"))
+"""Where bitsandbytes has codes, absmax and map of m and of v."""
+
+_ULPS = (0, -1, 1, -2, 2)
+"""How far absmax may lie from the quotient that is rounded to find it."""
+
+
+class AdamW8:
+    """`optim.AdamW`, with the moments of every parameter of 4,096 elements and more in 8 bits; smaller ones stay in float32.
+
+    bitsandbytes' CUDA kernel applies the decay after the step and not before, so it is applied here, and bitsandbytes' is off.
+
+    Args:
+        paged: m and v lie in memory that CUDA moves to the host when it runs short.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, beta1: float, beta2: float, eps: float, weight_decay: float, paged: bool
+    ) -> None:
+        self.updates = 0
+        self._parameters, self._weight_decay = dict(parameters), weight_decay
+        self._optimizer = AdamW8bit(list(parameters.values()), betas=(beta1, beta2), eps=eps, weight_decay=0.0, is_paged=paged)
+        self._optimizer.initialized = True  # else the first step asks for overrides of layers, by modules' names
+        for index, parameter in enumerate(parameters.values()):
+            self._optimizer.init_state(self._optimizer.param_groups[0], parameter, 0, index)
+
+    @torch.no_grad()
+    def update(self, lr: float) -> None:
+        """One step, with the parameters' gradients."""
+        self._optimizer.param_groups[0]["lr"] = lr
+        for parameter in self._parameters.values():
+            parameter.mul_(1 - lr * self._weight_decay)
+        self._optimizer.step()
+        self.updates += 1
+
+    def moments(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """m and v by name: the float32 values that the codes stand for, which is all that the next step takes of them."""
+        m, v = ({name: _widened(self._state(name), keys) for name in self._parameters} for keys in _STATES)
+        return m, v
+
+    def restore(self, m: Mapping[str, torch.Tensor], v: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Goes on from m and v that `moments` gave, after so many updates.
+
+        Raises:
+            ValueError: values that no 8-bit state stands for.
+        """
+        self.updates = updates
+        for given, keys in zip((m, v), _STATES, strict=True):
+            for name in self._parameters:
+                _narrow(self._state(name), keys, given[name], name)
+        for name in self._parameters:
+            self._state(name)["step"] = updates
+
+    def _state(self, name: str) -> dict[str, torch.Tensor | int]:
+        state: dict[str, torch.Tensor | int] = self._optimizer.state[self._parameters[name]]
+        return state
+
+
+def _widened(state: Mapping[str, torch.Tensor | int], keys: tuple[str, str, str]) -> torch.Tensor:
+    codes, absmax, table = (state.get(key) for key in keys)
+    assert isinstance(codes, torch.Tensor)
+    if not isinstance(absmax, torch.Tensor) or not isinstance(table, torch.Tensor):
+        return codes  # a small parameter's, in float32
+    return _dequantized(codes, absmax, table)
+
+
+def _dequantized(codes: torch.Tensor, absmax_B: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    state = functional.QuantState(absmax=absmax_B, code=table, blocksize=BLOCK_SIZE, dtype=torch.float32)
+    # Paged codes are the host's to torch, wherever they lie.
+    value: torch.Tensor = functional.dequantize_blockwise(codes.to(absmax_B.device), state)
+    return value
+
+
+def _narrow(state: dict[str, torch.Tensor | int], keys: tuple[str, str, str], value: torch.Tensor, name: str) -> None:
+    codes, absmax_B, table = (state.get(key) for key in keys)
+    assert isinstance(codes, torch.Tensor)
+    if not isinstance(absmax_B, torch.Tensor) or not isinstance(table, torch.Tensor):
+        codes.copy_(value)
+        return
+    value = value.to(absmax_B.device)
+    found_codes, found_absmax_B = requantized(value, table)
+    wrong_N = _dequantized(found_codes, found_absmax_B, table) != value
+    if bool(wrong_N.any()):
+        raise ValueError(
+            f"{int(wrong_N.sum())} of {value.numel()} moments of {name} are not what 8-bit codes stand for; allowed: a state that "
+            "this optimiser gave, on such a device; resume with the optimiser that the checkpoint was made with"
+        )
+    codes.copy_(found_codes)
+    absmax_B.copy_(found_absmax_B)
+
+
+def requantized(value: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (of value's shape) and absmax [B] whose products are the given values, where there are such.
+
+    Quantising again does not find them: the signed map ends at -0.993 and 1, so a block whose largest value is negative would come out
+    with a smaller absmax. Its absmax is that value over -0.993 instead, to within a rounding of the product: the neighbours are tried.
+    """
+    flat = value.reshape(-1)
+    blocks = nn.functional.pad(flat, (0, -flat.numel() % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
+    top_B = blocks.abs().amax(dim=1)
+    quotient_B = top_B / table[0].abs().clamp(min=torch.finfo(torch.float32).tiny)
+    best_codes, best_absmax_B = _nearest(blocks, top_B, table), top_B
+    for ulps in _ULPS if table[0] < 0 else ():
+        open_B = (table[best_codes.long()] * best_absmax_B[:, None] != blocks).any(dim=1)
+        absmax_B = torch.where(open_B, _moved(quotient_B, ulps), best_absmax_B)
+        best_codes = torch.where(open_B[:, None], _nearest(blocks, absmax_B, table), best_codes)
+        best_absmax_B = absmax_B
+    return best_codes.reshape(-1)[: flat.numel()].view(value.shape), best_absmax_B
+
+
+def _nearest(blocks: torch.Tensor, absmax_B: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The nearest code of each value; any of a block of zeros."""
+    scaled = blocks / absmax_B.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    return torch.bucketize(scaled, 0.5 * (table[:-1] + table[1:]), out_int32=True).to(torch.uint8)
+
+
+def _moved(x: torch.Tensor, ulps: int) -> torch.Tensor:
+    """x, some floating-point numbers further."""
+    for _ in range(abs(ulps)):
+        x = torch.nextafter(x, torch.full_like(x, float("inf") if ulps > 0 else 0.0))
+    return x
