@@ -1,6 +1,6 @@
 """What a run is estimated to hold in memory, and what it does hold: both stacks, on the CPU or an NVIDIA GPU.
 
-Run: .venv/bin/python benchmarks/memory.py [--device CUDA] [--stack NAME] [--only SHAPE] [--base none|nf4] [--rows FILE]
+Run: .venv/bin/python benchmarks/memory.py [--device CUDA] [--stack NAME] [--only SHAPE] [--base none|nf4] [--dtype bfloat16] [--rows FILE]
 Prints a Markdown table. `--fit` prints the coefficients that the measured rows give for capabilities.json, held-out shapes left out.
 `--rows FILE` keeps what was measured, one JSON object a line, and adds to what is there; `--fit` alone reads it.
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import psutil
@@ -30,7 +30,7 @@ from scipy.optimize import nnls
 from contract.model.layout import LlamaLayout
 from contract.run import memory
 from contract.run.device_memory import format_size
-from contract.run.spec import FineTuneContract
+from contract.run.spec import ComputeDtype, FineTuneContract
 from contract.run.survey import declared_memory
 from contract.worker import discover, files, graph
 from contract.worker.capabilities import Memory
@@ -43,7 +43,7 @@ SECONDS = 1800.0
 BASES = ("none", "nf4")
 STACKS = ("torch_qlora", "tinygrad_lora")
 FITTED: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "torch_qlora": (("activations", ("BTD", "BTQ")), ("activations", ("BTF",)), ("activations", ("BHTS",))),
+    "torch_qlora": (("activations", ("BTD", "BTQ")), ("activations", ("BTF",))),
     "tinygrad_lora": (
         ("activations", ("BTD",)), ("work", ("BTD", "BTQ")), ("work", ("BTF",)), ("work", ("BHTS",)),
         ("slices", ("head",)), ("slices", ("linears",)),
@@ -56,6 +56,14 @@ tinygrad computes a block again in its backward pass, and holds the activations 
 
 SLICES: Mapping[str, dict[str, int] | None] = {"torch_qlora": None, "tinygrad_lora": {"size": 256, "smallest": 16, "head": 0, "linears": 0}}
 """As stacks/tinygrad_lora/linear.py cuts a frozen linear."""
+
+PATHS: Mapping[str, tuple[str, ...]] = {
+    "torch_qlora": ("chunked_loss", "fused_attention", "fused_lora", "fused_elementwise"), "tinygrad_lora": (),
+}  # fmt: skip
+"""The production paths of every run (stacks/torch_qlora/paths.py); on an NF4 base `nf4_linear` too."""
+
+CHUNK: Mapping[str, int | None] = {"torch_qlora": 2**24, "tinygrad_lora": None}
+"""As stacks/torch_qlora/loss.py computes logits."""
 
 HEAD_APART = {"torch_qlora": False, "tinygrad_lora": True}
 """Whether a tied head is a copy of the embedding: tinygrad's rows are looked up on the host, its head lies on the device."""
@@ -111,6 +119,7 @@ class Row:
     base: str
     opening: int
     running: int
+    dtype: ComputeDtype = "float32"
 
     @property
     def peak(self) -> int:
@@ -128,6 +137,7 @@ def main() -> None:
     parser.add_argument("--stack", action="append", choices=STACKS)
     parser.add_argument("--only", action="append", choices=[shape.name for shape in SHAPES])
     parser.add_argument("--base", action="append", choices=BASES)
+    parser.add_argument("--dtype", default="float32", choices=get_args(ComputeDtype))
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--fit", action="store_true")
     arguments = parser.parse_args()
@@ -138,17 +148,19 @@ def main() -> None:
         for shape in SHAPES
         if shape.name in (arguments.only or [shape.name])
         for base in arguments.base or BASES
-        if (stack, arguments.device, shape.name, base) not in {(row.stack, row.device, row.shape, row.base) for row in rows}
+        if (stack, arguments.device, arguments.dtype, shape.name, base)
+        not in {(row.stack, row.device, row.dtype, row.shape, row.base) for row in rows}
     ]
     stacks = discover.installed()
     for stack, shape, base in [] if arguments.fit else wanted:
-        rows.append(measure(stacks[stack], shape, base, arguments.device))
+        rows.append(measure(stacks[stack], shape, base, arguments.device, arguments.dtype))
         if arguments.rows is not None:
             with open(arguments.rows, "ab") as file:
                 file.write(_ROW.dump_json(rows[-1]) + b"\n")
     for stack in arguments.stack or STACKS:
-        own = [row for row in rows if (row.stack, row.device) == (stack, arguments.device)]
-        declared = fit(own, stack, arguments.device) if arguments.fit else declared_memory(stacks[stack].capabilities, arguments.device)
+        device, dtype = arguments.device, arguments.dtype
+        own = [row for row in rows if (row.stack, row.device, row.dtype) == (stack, device, dtype)]
+        declared = fit(own, stack, device, dtype) if arguments.fit else declared_memory(stacks[stack].capabilities, device, dtype)
         if declared is None:
             raise SystemExit(f"{stack} declares nothing of its memory on {arguments.device}; --fit gives what belongs there")
         if arguments.fit:
@@ -163,13 +175,14 @@ def _read(path: Path) -> list[Row]:
 # Measuring
 
 
-def measure(stack: StackInfo, shape: Shape, base: str, device: str) -> Row:
+def measure(stack: StackInfo, shape: Shape, base: str, device: str, dtype: ComputeDtype) -> Row:
     """The peaks of a fresh worker."""
     rng, layout = np.random.default_rng(0), _layout(shape)
     before = _in_use(0, device)
     with _weights(layout, rng) as references, StackProcess(stack.name, stack.command, device, request_seconds=SECONDS) as process:
         lora, held = Lora(rank=shape.R, alpha=2 * shape.R), None if base == "none" else Nf4()
-        plan = GraphPlan(layout=layout, dtype="float32", lora=lora, base=held, paths=("nf4_linear",) if held else ())
+        paths = (*PATHS[stack.name], *(("nf4_linear",) if held else ()))
+        plan = GraphPlan.model_validate({"layout": layout, "dtype": dtype, "lora": lora, "base": held, "paths": paths})
         [worker] = psutil.Process().children()
         adapter = {name: 0.02 * rng.standard_normal(size, dtype=np.float32) for name, (size, _) in graph.adapter(plan).items()}
         weights = {name: references[name] for name in graph.weights(plan)}
@@ -181,7 +194,7 @@ def measure(stack: StackInfo, shape: Shape, base: str, device: str) -> Row:
                 Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # VmHWM begins anew
             process.request("gradients", {"graph": "measured", "taps": ["loss"]}, {"ids": ids, "labels": ids})
         running = _in_use(worker.pid, device) - before
-    return Row(stack=stack.name, device=device, shape=shape.name, base=base, opening=opening, running=running)
+    return Row(stack=stack.name, device=device, dtype=dtype, shape=shape.name, base=base, opening=opening, running=running)
 
 
 @contextmanager
@@ -228,7 +241,7 @@ def table(rows: list[Row], declared: Memory) -> str:
     return "\n".join(lines)
 
 
-def fit(rows: list[Row], stack: str, device: str) -> Memory:
+def fit(rows: list[Row], stack: str, device: str, dtype: ComputeDtype) -> Memory:
     """Non-negative coefficients that make the sum of squared relative errors least, over shapes that are not held out.
 
     The formula is linear in each of them where the run's own peak counts; `loading` comes from the peaks of opening after that.
@@ -240,7 +253,14 @@ def fit(rows: list[Row], stack: str, device: str) -> Memory:
     def with_only(**given: Any) -> Memory:
         none = {"process": 0, "loading": 0, "residue": 0, "activations": {}, "work": {}, "logits": 0}
         given["slices"] = None if cut is None else {**cut, **given.pop("slices", {})}
-        return Memory.model_validate({**none, "device": device, "head_apart": HEAD_APART[stack], "source": "benchmarks/memory.py", **given})
+        of = {
+            "device": device,
+            "dtype": dtype,
+            "head_apart": HEAD_APART[stack],
+            "chunk": CHUNK[stack],
+            "recomputes": stack == "torch_qlora",
+        }
+        return Memory.model_validate({**none, **of, "source": "benchmarks/memory.py", **given})
 
     unknown: list[dict[str, Any]] = [{"process": MIB}, {"residue": 1}, {"logits": 1}, {"adapter": 1}]
     unknown += [{field: dict.fromkeys(parts, 1)} for field, parts in FITTED[stack]]
