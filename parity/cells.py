@@ -143,10 +143,16 @@ def unable(check: Check, plan: Plan, device: Device) -> str:
 
 def _unable_to_open(needs: GraphNeeds, dtype: str, info: StackInfo) -> str:
     graphs = info.capabilities.graphs
-    if graphs is None or dtype not in graphs.architectures.get(needs.model_type, ()):
-        return f"{info.name} declares no {needs.model_type} graph in {dtype}"
-    if needs.nf4 and not graphs.nf4:
-        return f"{info.name} declares no graph with an NF4 base"
-    if needs.path is not None and needs.path not in graphs.paths:
-        return f"{info.name} declares no path {needs.path}"
-    return ""
+    for model_type in needs.model_types:
+        if graphs is None or dtype not in graphs.architectures.get(model_type, ()):
+            return f"{info.name} declares no {model_type} graph in {dtype}"
+    if graphs is None or (needs.proxy and dtype not in graphs.proxy):
+        return f"{info.name} declares no graph qlora_proxy_v1 in {dtype}"
+    lacking = [
+        *([] if graphs.nf4 or not needs.nf4 else ["graph with an NF4 base"]),
+        *([] if needs.path is None or needs.path in graphs.paths else [f"path {needs.path}"]),
+        *(f"layout option {option}" for option in needs.layout_options if option not in graphs.layout_options),
+        *([] if graphs.packing or not needs.packing else ["packing"]),
+        *([] if graphs.patterns or not needs.patterns else ["patterns of rank and alpha"]),
+    ]
+    return f"{info.name} declares no {', no '.join(lacking)}" if lacking else ""

@@ -19,7 +19,6 @@ from contract.model import checkpoint
 from contract.worker import discover
 from contract.worker.answers import HarnessError, RequestFailed
 from contract.worker.discover import StackInfo
-from contract.worker.plan import plain
 from contract.worker.process import StackProcess
 from parity import cells as matrix
 from parity.cells import Cell, Device
@@ -212,9 +211,7 @@ def require_sound(model: str, checks: Sequence[Check]) -> None:
     if not _needs_model(checks):
         return
     try:
-        found = checkpoint.locate(model)
-        plain(found.layout)
-        checkpoint.require_finite(found)
+        checkpoint.require_finite(checkpoint.locate(model))
     except MissingError:
         if model != graph.MODEL:
             raise
@@ -292,8 +289,8 @@ def _without_answer(check_id: str, tier: str, title: str, cell: Cell, status: St
 
 
 def _lost(recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[Device], options: Options) -> list[Result]:
-    """Cells of coverage.json that were asked for and no longer exist."""
-    results = []
+    """Cells of coverage.json that were asked for and that this run does not ask: no check does, or a stack declares too little."""
+    results, reasons = [], matrix.coverage(cells)
     for key in matrix.lost(recorded, cells, devices):
         check_id, question, dtype, who = key.split(" | ")
         tier = check_id.partition(".")[0].upper()
@@ -304,10 +301,18 @@ def _lost(recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[
             Result(
                 id=check_id, tier=tier, title="a cell of coverage.json", stacks=tuple(stack for stack, _ in pairs), question=question,
                 device=tuple(device for _, device in pairs), dtype=dtype, status=Status.NOT_COVERED,
-                reason="coverage.json lists this cell and no check asks it; restore the check, or record the loss: parity coverage --write",
+                reason=_why_lost(reasons.get(key, ""), options),
             )
         )  # fmt: skip
     return results
+
+
+def _why_lost(reason: str, options: Options) -> str:
+    if not reason:
+        return "coverage.json lists this cell and no check asks it; restore the check, or record the loss: parity coverage --write"
+    if options.model != graph.MODEL:
+        return f"{reason}; leave that stack out (--stacks), or take another --model"
+    return f"{reason}; coverage.json lists this cell: restore it, or record the loss: parity coverage --write"
 
 
 def _waive(

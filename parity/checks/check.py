@@ -143,11 +143,15 @@ Judge = Callable[[Case, Sequence[Answered], float], list[Comparison]]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphNeeds:
-    """What a stack must declare of whole graphs to be asked."""
+    """What a stack must declare of whole graphs to be asked: every one of these."""
 
-    model_type: str
+    model_types: tuple[str, ...]
     nf4: bool = False
     path: str | None = None
+    layout_options: tuple[str, ...] = ()
+    packing: bool = False
+    patterns: bool = False
+    proxy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from contract.worker.capabilities import Elementary
 from contract.worker.plan import GraphPlan, Nf4, Path
 from contract.worker.process import StackProcess
-from parity.checks import graph_draws, graph_judges
+from parity.checks import graph_draws, graph_judges, graph_law_checks, proxy
 from parity.checks.check import Ask, Case, Check, GraphNeeds, Judge, Plan, Question, Tell
 from parity.checks.graph_case import ForwardAsk, GraphAsk, GraphCase
+from parity.checks.graph_draws import Draw
+from parity.checks.graph_layouts import OPTIONS, PLAIN
 from parity.find import bisect
 from parity.find.fault import Fault
 
-MODEL = "smollm2-135m"
+MODEL = graph_draws.MODEL
 OF_A_MODEL = ("c.model", "c.model_nf4")
 """The checks of a real checkpoint."""
 GRAPHS_PER_EXAMPLE = 4
+"""How many examples of a primitive a drawn graph stands for."""
+SEVERAL_PER_EXAMPLE = 12
+"""The same where every graph of the check is asked once anyway."""
 MOST_GRAPHS = 500
 """A graph takes a second or two: a night is not long enough for more."""
-"""How many examples of a primitive a drawn graph stands for."""
 
 NF4 = Nf4(block_size=64, double_quant=True, offsets_given=True)
 
@@ -49,57 +54,117 @@ def asked_plan(case: GraphCase, plan: Plan) -> GraphPlan:
     return first.plan
 
 
-def _plan(question: Question, dtype: str, judge: Judge, *, nf4: bool = False, path: Path | None = None) -> Plan:
+def _plan(question: Question, dtype: str, judge: Judge, needs: GraphNeeds, *, path: Path | None = None) -> Plan:
     requests = _ask_both(path) if question is Question.FAST_PATH and path else _ask(dtype, *([path] if path else []))
-    return Plan(
-        question=question, dtype=dtype, requests=requests, judge=judge, statistical=1,
-        graph=GraphNeeds(model_type="llama", nf4=nf4, path=path),
-    )  # fmt: skip
+    return Plan(question=question, dtype=dtype, requests=requests, judge=judge, statistical=1, graph=dataclasses.replace(needs, path=path))
 
+
+def _plain(needs: GraphNeeds) -> tuple[Plan, ...]:
+    """The plain path's questions."""
+    return (
+        _plan(Question.SAME_FUNCTION, "float64", graph_judges.same_function, needs),
+        _plan(Question.PRECISION, "float64", graph_judges.precision("float64"), needs),
+        _plan(Question.PRECISION, "float32", graph_judges.precision("float32"), needs),
+    )
+
+
+def _quantized(needs: GraphNeeds) -> tuple[Plan, ...]:
+    """Those of a graph whose linears are NF4."""
+    return (
+        _plan(Question.SAME_FUNCTION, "float64", graph_judges.same_function, needs),
+        _plan(Question.PRECISION, "float64", graph_judges.precision("float64"), needs),
+        _plan(Question.PRECISION, "float32", graph_judges.precision("float32"), needs, path="nf4_linear"),
+        _plan(Question.FAST_PATH, "float32", graph_judges.fast_path, needs, path="nf4_linear"),
+    )
+
+
+_PATHS: Mapping[Path, str] = {
+    "checkpoint": "activations computed again in the backward pass",
+    "chunked_loss": "the loss without the whole logits",
+    "fused_attention": "attention as one kernel",
+    "fused_lora": "a linear and its LoRA as one function",
+    "fused_elementwise": "RMSNorm and SwiGLU as one function each",
+}
 
 _NO_FAST_PATH = {
-    Question.FAST_PATH: "the graph is the plain path; c.llama_nf4, c.llama_checkpoint and c.llama_chunked_loss hold the others against it"
+    Question.FAST_PATH: "the graph is the plain path; c.llama_nf4, c.llama_checkpoint and the other paths' checks hold those against it"
 }
-_ONLY_FAST_PATH = dict.fromkeys((Question.SAME_FUNCTION, Question.PRECISION), "asked of the plain path by c.llama")
+_ONLY_FAST_PATH = dict.fromkeys((Question.SAME_FUNCTION, Question.PRECISION), "asked of the plain path by c.llama and the like")
 
 
 def checks(model: str = MODEL) -> tuple[Check, ...]:
     """The checks of tier C; `model` is the checkpoint of c.model."""
-    plain = (
-        _plan(Question.SAME_FUNCTION, "float64", graph_judges.same_function),
-        _plan(Question.PRECISION, "float64", graph_judges.precision("float64")),
-        _plan(Question.PRECISION, "float32", graph_judges.precision("float32")),
-    )
-    quantized = (
-        _plan(Question.SAME_FUNCTION, "float64", graph_judges.same_function, nf4=True),
-        _plan(Question.PRECISION, "float64", graph_judges.precision("float64"), nf4=True),
-        _plan(Question.PRECISION, "float32", graph_judges.precision("float32"), nf4=True, path="nf4_linear"),
-        _plan(Question.FAST_PATH, "float32", graph_judges.fast_path, nf4=True, path="nf4_linear"),
-    )
+    real = graph_draws.real_needs(model)
+    quantized = dataclasses.replace(real, nf4=True)
     return (
-        _drawn_check("c.llama", "a small Llama with LoRA", plain, _NO_FAST_PATH),
-        _drawn_check("c.llama_nf4", "a small Llama with an NF4 base", quantized, {}, base=NF4),
-        _path_check("checkpoint", "activations computed again in the backward pass"),
-        _path_check("chunked_loss", "the loss without the whole logits"),
-        _real_check("c.model", "a real checkpoint with LoRA", plain, _NO_FAST_PATH, lambda: graph_draws.real_cases(model), 2),
+        *_architectures(),
+        *_fast_paths(),
+        *_proxies(),
+        *graph_law_checks.checks(),
+        _real_check("c.model", "a real checkpoint with LoRA", _plain(real), _NO_FAST_PATH, lambda: graph_draws.real_cases(model), 2),
         _real_check(
-            "c.model_nf4", "a real checkpoint with an NF4 base", quantized, {}, lambda: graph_draws.real_cases(model, NF4, ("random B",)), 1
+            "c.model_nf4", "a real checkpoint with an NF4 base", _quantized(quantized), {},
+            lambda: graph_draws.real_cases(model, NF4, ("random B",)), 1,
         ),
     )  # fmt: skip
 
 
+def _architectures() -> Iterator[Check]:
+    """Each architecture plain, with every option, and on packed and padded batches."""
+    for model_type, recipes in PLAIN.items():
+        draw = Draw(recipes=recipes)
+        yield _drawn_check(f"c.{model_type}", f"a small {model_type} with LoRA", _plain(draw.needs()), _NO_FAST_PATH, draw)
+    for model_type, recipes in OPTIONS.items():
+        for packed, name, title in (
+            (False, "options", "with every option of its layout"),
+            (True, "packed", "on packed and padded batches"),
+        ):
+            draw = Draw(recipes=recipes, packed=packed)
+            yield _drawn_check(
+                f"c.{model_type}_{name}", f"a small {model_type} {title}", _plain(draw.needs()), _NO_FAST_PATH, draw, each=True
+            )  # fmt: skip
+
+
+def _fast_paths() -> Iterator[Check]:
+    """Each path against the plain one: on a Llama, and on packed batches of what differs most from it."""
+    nf4 = Draw(recipes=PLAIN["llama"], base=NF4)
+    yield _drawn_check("c.llama_nf4", "a small Llama with an NF4 base", _quantized(nf4.needs()), {}, nf4)
+    for path, title in _PATHS.items():
+        draw = Draw(recipes=PLAIN["llama"])
+        yield _drawn_check(f"c.llama_{path}", title, (_path_plan(draw, path),), _ONLY_FAST_PATH, draw)
+    several = (OPTIONS["mistral"][0], OPTIONS["qwen3"][1], OPTIONS["gpt2"][1])
+    nf4 = Draw(recipes=several, base=NF4, packed=True)
+    yield _drawn_check(
+        "c.packed_nf4_linear", "packed batches: an NF4 base", (_path_plan(nf4, "nf4_linear"),), _ONLY_FAST_PATH, nf4, each=True
+    )
+    for path, title in _PATHS.items():
+        draw = Draw(recipes=several, packed=True)
+        yield _drawn_check(f"c.packed_{path}", f"packed batches: {title}", (_path_plan(draw, path),), _ONLY_FAST_PATH, draw, each=True)
+
+
+def _proxies() -> Iterator[Check]:
+    """The proxy graph, and the paths that its runs take."""
+    plain, nf4 = proxy.Draw(), proxy.Draw(base=NF4)
+    yield _drawn_check("c.proxy", "the proxy graph with LoRA", _plain(plain.needs()), _NO_FAST_PATH, plain, each=True)
+    yield _drawn_check("c.proxy_nf4", "the proxy graph with an NF4 base", _quantized(nf4.needs()), {}, nf4, each=True)
+    for path in ("chunked_loss", "fused_lora"):
+        title = f"the proxy graph: {_PATHS[path]}"
+        yield _drawn_check(f"c.proxy_{path}", title, (_path_plan(plain, path),), _ONLY_FAST_PATH, plain, each=True)
+
+
+def _path_plan(draw: Draw | proxy.Draw, path: Path) -> Plan:
+    return _plan(Question.FAST_PATH, "float32", graph_judges.fast_path, draw.needs(), path=path)
+
+
 def _drawn_check(
-    name: str, title: str, plans: tuple[Plan, ...], not_applicable: Mapping[Question, str], *, base: Nf4 | None = None
+    name: str, title: str, plans: tuple[Plan, ...], not_applicable: Mapping[Question, str], draw: Draw | proxy.Draw, *, each: bool = False
 ) -> Check:
+    """each: every graph is asked once in any run, beside those that are drawn."""
     return Check(
-        id=name, tier="C", title=title, operations=(), plans=plans, not_applicable=not_applicable, cases=graph_draws.drawn(base),
-        cost=GRAPHS_PER_EXAMPLE, most=MOST_GRAPHS, locate=_locate,
+        id=name, tier="C", title=title, operations=(), plans=plans, not_applicable=not_applicable, cases=draw.cases(),
+        cost=SEVERAL_PER_EXAMPLE if each else GRAPHS_PER_EXAMPLE, most=MOST_GRAPHS, fixed_cases=draw.each if each else None,
+        fixed_count=len(draw.recipes) if each else 0, locate=_locate,
     )  # fmt: skip
-
-
-def _path_check(path: Path, title: str) -> Check:
-    plan = _plan(Question.FAST_PATH, "float32", graph_judges.fast_path, path=path)
-    return _drawn_check(f"c.llama_{path}", title, (plan,), _ONLY_FAST_PATH)
 
 
 def _real_check(

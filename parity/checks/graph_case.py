@@ -15,6 +15,7 @@ from contract.worker.plan import GraphPlan
 from contract.worker.process import Pending, StackProcess
 from parity.checks.check import Arrays, Case
 from parity.reference import nf4
+from parity.reference.graph import Batch
 
 Weights = Mapping[str, np.ndarray | FileReference]
 
@@ -26,25 +27,24 @@ class GraphCase(Case):
     plan:     in float64, without production paths
     weights:  base weights by name, as arrays or in files
     adapter:  A and B of each linear, float32
-    ids:      int64 [B, T]; labels as well
+    batch:    ids, labels, and positions and segments where sequences are packed or padded
     seed:     of the perturbation
     """
 
     plan: GraphPlan
     weights: Weights
     adapter: Arrays
-    ids: np.ndarray
-    labels: np.ndarray
+    batch: Batch
     seed: int
 
     def weight(self, name: str) -> np.ndarray:
         """A base weight as the graph means it: float32, of an NF4 base dequantised."""
-        if self.plan.base is None or name.rpartition(".")[2] not in taps.LINEARS:
-            return stored(self.weights[name])
+        if self.plan.base is None or name.rpartition(".")[2] not in (*self.plan.layout.linears, *_heads(self.plan)):
+            return stored(self.weights[_source(self.plan, name)])
         return self.once(f"nf4 {name}", lambda: self._dequantized(name))
 
     def _dequantized(self, name: str) -> np.ndarray:
-        base, weight = self.plan.base, stored(self.weights[name])
+        base, weight = self.plan.base, stored(self.weights[_source(self.plan, name)])
         assert base is not None
         quantized = nf4.quantize(weight, base.block_size)
         absmax = quantized.absmax
@@ -54,12 +54,22 @@ class GraphCase(Case):
         return nf4.dequantize(quantized.packed, absmax, base.block_size, (weight.shape[0], weight.shape[1]))
 
 
+def _heads(plan: GraphPlan) -> tuple[str, ...]:
+    """The proxy graph's head, which is made of the embedding, and in NF4 like its other linears."""
+    return (taps.LM_HEAD,) if plan.graph == "qlora_proxy_v1" else ()
+
+
+def _source(plan: GraphPlan, name: str) -> str:
+    """The stored weight that a linear is made of."""
+    return "embedding" if name in _heads(plan) else name
+
+
 def offsets(plan: GraphPlan, weights: Weights) -> dict[str, np.ndarray]:
     """NAME.offset of every linear of an NF4 base whose offsets are given."""
     assert plan.base is not None
     block_size = plan.base.block_size
     names = [name for name in graph.weights(plan) if name.endswith(".offset")]
-    return {name: nf4.offset(stored(weights[name.removesuffix(".offset")]), block_size) for name in names}
+    return {name: nf4.offset(stored(weights[_source(plan, name.removesuffix(".offset"))]), block_size) for name in names}
 
 
 def stored(weight: np.ndarray | FileReference) -> np.ndarray:
@@ -76,9 +86,8 @@ class GraphAsk:
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The taps that are asked for; a loss in chunks has no logits to show."""
-        names = taps.full_names(self.plan.layout.num_hidden_layers, self.plan.targets)
-        return tuple(name for name in names if not (name == "logits" and "chunked_loss" in self.plan.paths))
+        """The taps that are asked for: all that the plan's paths hold."""
+        return taps.full_names(self.plan)
 
     def key(self) -> tuple[object, ...]:
         """Equal for the same case and plan."""
@@ -90,8 +99,7 @@ class GraphAsk:
 
     def require(self, stack: str, answered: Arrays) -> None:
         """Holds the answer against the table of taps."""
-        batch, tokens = self.case.ids.shape
-        require_answer(stack, graph.expected_graph_answer(self.plan, self.wanted, batch, tokens, gradients=True), answered)
+        require_answer(stack, _expected(self.case, self.plan, self.wanted, gradients=True), answered)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +112,8 @@ class ForwardAsk:
     @property
     def wanted(self) -> tuple[str, ...]:
         """What a user of the forward pass is after."""
-        return ("loss",) if "chunked_loss" in self.plan.paths else ("logits", "loss")
+        logits = "logits" if self.plan.graph == "full_causal" else taps.LM_HEAD
+        return ("loss",) if "chunked_loss" in self.plan.paths else (logits, "loss")
 
     def key(self) -> tuple[object, ...]:
         """Equal for the same case and plan."""
@@ -116,13 +125,17 @@ class ForwardAsk:
 
     def require(self, stack: str, answered: Arrays) -> None:
         """Holds the answer against the table of taps."""
-        batch, tokens = self.case.ids.shape
-        require_answer(stack, graph.expected_graph_answer(self.plan, self.wanted, batch, tokens, gradients=False), answered)
+        require_answer(stack, _expected(self.case, self.plan, self.wanted, gradients=False), answered)
 
 
 def _ask(process: StackProcess, request: str, case: GraphCase, plan: GraphPlan, wanted: tuple[str, ...]) -> Pending:
     open_graph(process, plan, case.weights, case.adapter)
-    return process.submit(request, {"graph": process.graph, "taps": list(wanted)}, {"ids": case.ids, "labels": case.labels})
+    return process.submit(request, {"graph": process.graph, "taps": list(wanted)}, case.batch.tensors())
+
+
+def _expected(case: GraphCase, plan: GraphPlan, wanted: tuple[str, ...], *, gradients: bool) -> graph.Expected:
+    batch, tokens = case.batch.ids.shape
+    return graph.expected_graph_answer(plan, wanted, batch, tokens, gradients=gradients, positions=case.batch.positions is not None)
 
 
 def open_graph(process: StackProcess, plan: GraphPlan, weights: Weights, adapter: Arrays) -> None:

@@ -4,54 +4,76 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
 
-from contract.errors import UserError
+from contract.data.batches import PADDING
+from contract.errors import MissingError, UserError
 from contract.model import adapter_init, checkpoint
-from contract.model.layout import LlamaLayout
 from contract.worker import graph
 from contract.worker.graph import IGNORE_INDEX
-from contract.worker.plan import GraphPlan, Lora, Nf4, plain
+from contract.worker.plan import GraphPlan, Lora, Nf4
 from parity.checks import strategies
-from parity.checks.check import Arrays, Case
+from parity.checks.check import Arrays, Case, GraphNeeds
 from parity.checks.graph_case import GraphCase, Weights, offsets
+from parity.checks.graph_layouts import Recipe
+from parity.reference.graph import Batch
 
+MODEL = "smollm2-135m"
+"""The real checkpoint, unless another one is named."""
 MODEL_TOKENS = 16
 MODEL_SEQUENCES = 2
 FEWEST_TOKENS = 3
 """Below this there is no sequence with an ignored label, one that counts and a token before it."""
 
-# Drawn graphs: few shapes, since a new one costs a compile; heads x head_dim is not hidden_size, no two sizes are equal, each field
-# has a value of its own.
-LAYOUTS = (
-    LlamaLayout(
-        vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=10,
-        max_position_embeddings=29, rms_norm_eps=0.02, rope_theta=70.0, attention_bias=False, mlp_bias=True, tie_word_embeddings=True,
-    ),
-    LlamaLayout(
-        vocab_size=97, hidden_size=36, intermediate_size=28, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3, head_dim=6,
-        max_position_embeddings=64, rms_norm_eps=0.3, rope_theta=1e4, attention_bias=True, mlp_bias=False, tie_word_embeddings=False,
-    ),
-)  # fmt: skip
-LORAS = (Lora(rank=3, alpha=7.5), Lora(rank=5, alpha=3.0, rslora=True, targets=("q_proj", "v_proj", "o_proj", "down_proj")))
-BATCHES = ((2, 29), (3, 5))
-"""The first is as long as its layout has positions."""
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """How cases are drawn: of which graphs, on which base, packed and padded or not."""
+
+    recipes: tuple[Recipe, ...]
+    base: Nf4 | None = None
+    packed: bool = False
+
+    def needs(self, path: str | None = None) -> GraphNeeds:
+        """What a stack must declare to be asked."""
+        layouts, loras = [recipe.layout for recipe in self.recipes], [recipe.lora for recipe in self.recipes]
+        return GraphNeeds(
+            model_types=tuple(sorted({layout.model_type for layout in layouts})), nf4=self.base is not None, path=path,
+            layout_options=tuple(sorted({option for layout in layouts for option in layout.options})), packing=self.packed,
+            patterns=any(lora.rank_pattern or lora.alpha_pattern for lora in loras),
+        )  # fmt: skip
+
+    def cases(self) -> st.SearchStrategy[Case]:
+        """Any of the graphs, with an adapter as training starts from or any other."""
+        return _drawn(self)
+
+    def each(self) -> Iterator[GraphCase]:
+        """Every graph once, the same in every run."""
+        for seed, recipe in enumerate(self.recipes):
+            yield self.case(recipe, seed, initial=False, spiky=False)
+
+    def case(self, recipe: Recipe, seed: int, *, initial: bool, spiky: bool) -> GraphCase:
+        """A graph with random weights; initial: B = 0, where training starts; spiky: one channel lies far above the others."""
+        plan = GraphPlan(layout=recipe.layout, dtype="float64", lora=recipe.lora, base=self.base)
+        rng = np.random.default_rng(seed)
+        weights = weights_of(rng, plan)
+        if spiky:
+            weights["embedding"][:, 1] *= 30  # one channel far above the others, as trained models have
+        batch = batch_of(rng, recipe.batch, plan.layout.vocab_size)
+        if self.packed:
+            batch = packed(rng, batch)
+        layout, adapter = plan.layout, "B = 0" if initial else "random B"
+        name = f"{layout.model_type}, {layout.num_hidden_layers} layers of {layout.hidden_size}, {adapter}, seed {seed}"
+        return case_of(name, plan, weights, adapter_of(plan, seed, initial=initial), batch, seed)
 
 
 @st.composite
-def drawn(draw: st.DrawFn, base: Nf4 | None) -> Case:
-    which, seed = draw(st.integers(0, len(LAYOUTS) - 1)), draw(strategies.SEEDS)
-    initial, spiky = draw(st.booleans()), draw(st.booleans())
-    plan = GraphPlan(layout=LAYOUTS[which], dtype="float64", lora=LORAS[which], base=base)
-    rng = np.random.default_rng(seed)
-    weights = weights_of(rng, plan)
-    if spiky:
-        weights["embedding"][:, 1] *= 30  # one channel far above the others, as trained models have
-    ids, labels = batch_of(rng, BATCHES[which], plan.layout.vocab_size)
-    name = f"{plan.layout.num_hidden_layers} layers of {plan.layout.hidden_size}, {'B = 0' if initial else 'random B'}, seed {seed}"
-    return case_of(name, plan, weights, adapter_of(plan, seed, initial=initial), ids, labels, seed)
+def _drawn(draw: st.DrawFn, of: Draw) -> Case:
+    which, seed = draw(st.integers(0, len(of.recipes) - 1)), draw(strategies.SEEDS)
+    return of.case(of.recipes[which], seed, initial=draw(st.booleans()), spiky=draw(st.booleans()))
 
 
 def weights_of(rng: np.random.Generator, plan: GraphPlan) -> dict[str, np.ndarray]:
@@ -65,7 +87,7 @@ def _weight(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     values = rng.standard_normal(shape)
     if name.endswith("norm"):
         values = 1 + 0.3 * values
-    elif len(shape) == 2 and name != "embedding":
+    elif len(shape) == 2 and not name.endswith("embedding"):
         values = values * shape[1] ** -0.5
     return values.astype(np.float32)
 
@@ -82,7 +104,7 @@ def adapter_of(plan: GraphPlan, seed: int, *, initial: bool) -> dict[str, np.nda
     }
 
 
-def batch_of(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_of(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int) -> Batch:
     """Ids with a true token 0; labels that count in a ragged middle of each sequence."""
     ids = rng.integers(0, vocabulary, shape)
     ids[0, 1] = 0
@@ -90,15 +112,45 @@ def batch_of(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int) 
     for sequence in range(shape[0]):
         labels[sequence, : int(rng.integers(0, shape[1] // 2))] = IGNORE_INDEX
         labels[sequence, shape[1] - int(rng.integers(0, shape[1] // 3)) :] = IGNORE_INDEX
-    return ids, labels
+    return Batch(ids=ids, labels=labels)
 
 
-def case_of(name: str, plan: GraphPlan, weights: Weights, adapter: Arrays, ids: np.ndarray, labels: np.ndarray, seed: int) -> GraphCase:
+def packed(rng: np.random.Generator, batch: Batch) -> Batch:
+    """The same tokens, several texts a sequence: the first sequence is padded on the left, the others on the right.
+
+    Texts are of ragged lengths, one of them a single token; positions count from 0 in each, or from a place further on.
+    """
+    sequences, tokens = batch.ids.shape
+    segments, positions = np.full(batch.ids.shape, PADDING), np.zeros(batch.ids.shape, np.int64)
+    for sequence in range(sequences):
+        left, right = (2, tokens) if sequence == 0 else (0, tokens - 1 - sequence % 2)
+        middle = int(rng.integers(left + 2, right - 4))
+        for segment, (start, stop) in enumerate(((left, middle), (middle, middle + 1), (middle + 1, right))):
+            segments[sequence, start:stop] = segment
+            positions[sequence, start:stop] = np.arange(stop - start) + (segment == 2) * 3
+    labels = batch.labels.copy()
+    foretold = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != PADDING)
+    labels[:, 1:][~foretold] = IGNORE_INDEX
+    labels[:, -4:-2] = np.where(foretold[:, -4:-2], batch.ids[:, -4:-2], labels[:, -4:-2])  # some count, whatever was drawn before
+    return Batch(ids=batch.ids, labels=labels, positions=positions, segments=segments)
+
+
+def case_of(name: str, plan: GraphPlan, weights: Weights, adapter: Arrays, batch: Batch, seed: int) -> GraphCase:
     given = offsets(plan, weights) if plan.base is not None else {}
     return GraphCase(
-        name=name, inputs={"float64": {"ids": ids, "labels": labels}}, plan=plan, weights={**weights, **given}, adapter=adapter,
-        ids=ids, labels=labels, seed=seed,
-    )  # fmt: skip
+        name=name, inputs={"float64": batch.tensors()}, plan=plan, weights={**weights, **given}, adapter=adapter, batch=batch, seed=seed
+    )
+
+
+def real_needs(model: str) -> GraphNeeds:
+    """What a stack must declare to be asked of a checkpoint; of one that is not here or not sound, which the run says, a Llama's."""
+    if model == MODEL:  # whose layout is known, so that a list of checks opens no file
+        return GraphNeeds(model_types=("llama",))
+    try:
+        layout = checkpoint.locate(model).layout
+    except (MissingError, UserError):
+        return GraphNeeds(model_types=("llama",))
+    return GraphNeeds(model_types=(layout.model_type,), layout_options=layout.options)
 
 
 def real_cases(model: str, base: Nf4 | None = None, adapters: Sequence[str] = ("B = 0", "random B")) -> Iterator[GraphCase]:
@@ -115,11 +167,11 @@ def real_cases(model: str, base: Nf4 | None = None, adapters: Sequence[str] = ("
             f"tier C needs {FEWEST_TOKENS} or more, for a label that counts beside one that does not"
         )
     lora = Lora(rank=8, alpha=12.0)
-    plan = GraphPlan(layout=plain(found.layout), dtype="float64", lora=lora, base=base)
+    plan = GraphPlan(layout=found.layout, dtype="float64", lora=lora, base=base)
     for seed, adapter in enumerate(adapters):
         rng = np.random.default_rng(seed)
         shape = (MODEL_SEQUENCES, min(MODEL_TOKENS, found.layout.max_position_embeddings))
-        ids, labels = batch_of(rng, shape, found.layout.vocab_size)
+        batch = batch_of(rng, shape, found.layout.vocab_size)
         matrices = adapter_of(plan, seed, initial=adapter == "B = 0")
-        case = case_of(f"{found.name}, {shape[0]} x {shape[1]} tokens, {adapter}", plan, found.tensors, matrices, ids, labels, seed)
+        case = case_of(f"{found.name}, {shape[0]} x {shape[1]} tokens, {adapter}", plan, found.tensors, matrices, batch, seed)
         yield dataclasses.replace(case, real=found.tensors["embedding"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from contract.model.layout import GPT2Layout, Layout
 from contract.worker import graph, taps
 from contract.worker.capabilities import Elementary
 from contract.worker.plan import GraphPlan
@@ -15,7 +16,8 @@ from parity.checks.graph_case import GraphCase
 from parity.judge import perturb
 from parity.judge.perturb import Response
 from parity.judge.verdict import Comparison, rows
-from parity.reference.llama import Trace
+from parity.reference.graph import Trace
+from parity.reference.running_error import REFERENCE
 
 RUNS = 30
 """Perturbed runs behind a threshold."""
@@ -24,29 +26,37 @@ FORWARD = "forward."
 """Before a tap's name: as the request `forward` shows it, where `gradients` shows it too."""
 
 
-def worst_exp_ulp(declared: Sequence[Elementary]) -> float:
-    """The worst error of exp and log that is declared, in ulp.
+def worst_ulp(layout: Layout, declared: Sequence[Elementary]) -> float:
+    """The worst error that is declared of an elementary function that the layout's graph takes, in ulp; the reference's own among them.
 
     Raises:
-        ValueError: none is.
+        ValueError: one is not declared.
     """
-    found = [one.ulp for one in declared if one.function in ("exp", "log")]
-    if not found:
-        raise ValueError("the stack declares no error of exp and log, which a graph's limits rest on; add them to its capabilities.json")
-    return max(found)
+    functions = _functions(layout)
+    found = {one.function for one in declared}
+    if missing := [name for name in functions if name not in found]:
+        raise ValueError(
+            f"the stack declares no error of {' and '.join(missing)}, which a graph's limits rest on; add them to its capabilities.json"
+        )
+    return max(one.ulp for one in (*declared, *REFERENCE.declared) if one.function in functions)
+
+
+def _functions(layout: Layout) -> tuple[str, ...]:
+    """exp and log in softmax and loss; exp in SiLU, tanh or erf, and its slope's exp, in GELU."""
+    if not isinstance(layout, GPT2Layout):
+        return "exp", "log"
+    return "exp", "log", {"gelu": "erf", "gelu_new": "tanh"}[layout.activation_function]
 
 
 def reference(case: GraphCase, declared: Sequence[Elementary]) -> tuple[Trace, Response]:
-    """The reference's run of a case, and its response to perturbation; one for a larger declared error of exp serves a smaller one."""
-    exp_ulp = worst_exp_ulp(declared)
+    """The reference's run of a case, and its response to perturbation; one for larger declared errors serves smaller ones."""
+    worst = worst_ulp(case.plan.layout, declared)
     made: dict[float, tuple[Trace, Response]] = case.once("reference", dict)
     for ulp, found in made.items():
-        if ulp >= exp_ulp:
+        if ulp >= worst:
             return found
-    made[exp_ulp] = perturb.respond(
-        case.plan, case.weight, case.adapter, case.ids, case.labels, runs=RUNS, seed=case.seed, exp_ulp=exp_ulp
-    )  # fmt: skip
-    return made[exp_ulp]
+    made[worst] = perturb.respond(case.plan, case.weight, case.adapter, case.batch, runs=RUNS, seed=case.seed, ulp=worst)
+    return made[worst]
 
 
 def same_function(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
@@ -88,20 +98,43 @@ def _together(gradients: Arrays, forward: Arrays) -> dict[str, np.ndarray]:
 def by_kind(
     plan: GraphPlan, observed: Arrays, expected: Arrays, response: Response, dtype: str, sides: int, false_alarm: float
 ) -> list[Comparison]:
-    """One comparison for each kind of tap and gradient, over all layers; its `place` is the tensor of the layer with least head-room."""
+    """One comparison for each kind of tap and gradient, over all layers; its `place` is the tensor of the layer with least head-room.
+
+    Where ranks differ by layer, one for each shape.
+    """
     response_of = {name: np.atleast_1d(response.rows[name.removeprefix(FORWARD)]) for name in observed}
     per_row = false_alarm / sum(found.size for found in response_of.values())
     source = f"{response.runs} perturbed runs of the float64 reference, false alarm {false_alarm:.1e} (docs/theory.md)"
     comparisons = []
-    for kind, names in kinds(plan, observed).items():
+    for kind, names in _alike(plan, observed):
         found = np.stack([response_of[name] for name in names])
         limits = perturb.row_limits(found, dtype=dtype, runs=response.runs, false_alarm=per_row, sides=sides)
-        first, second = (np.stack([_at_least_a_row(one[name]) for name in names]) for one in (observed, expected))
-        comparison = rows(kind, first, second, limits, source)
-        assert comparison.where is not None
-        layer, *where = comparison.where
-        comparisons.append(dataclasses.replace(comparison, where=tuple(where), place=names[layer]))
+        comparisons.append(over_layers(kind, names, observed, expected, limits, source))
     return comparisons
+
+
+def exactly(plan: GraphPlan, observed: Arrays, expected: Arrays, source: str) -> list[Comparison]:
+    """As by_kind, of what must be the same numbers."""
+    return [
+        over_layers(kind, names, observed, expected, np.zeros((len(names), *_at_least_a_row(observed[names[0]]).shape[:-1])), source)
+        for kind, names in _alike(plan, observed)
+    ]
+
+
+def over_layers(kind: str, names: Sequence[str], observed: Arrays, expected: Arrays, limits: np.ndarray, source: str) -> Comparison:
+    """One comparison of tensors of one shape; limits [tensors, rows]."""
+    first, second = (np.stack([_at_least_a_row(one[name]) for name in names]) for one in (observed, expected))
+    comparison = rows(kind, first, second, limits, source)
+    assert comparison.where is not None
+    layer, *where = comparison.where
+    return dataclasses.replace(comparison, where=tuple(where), place=names[layer])
+
+
+def _alike(plan: GraphPlan, observed: Arrays) -> Iterator[tuple[str, list[str]]]:
+    """Names of one kind and one shape."""
+    for kind, names in kinds(plan, observed).items():
+        for shape in dict.fromkeys(observed[name].shape for name in names):
+            yield kind, [name for name in names if observed[name].shape == shape]
 
 
 def _at_least_a_row(array: np.ndarray) -> np.ndarray:
@@ -112,7 +145,7 @@ def _at_least_a_row(array: np.ndarray) -> np.ndarray:
 def kinds(plan: GraphPlan, names: Arrays) -> dict[str, list[str]]:
     """Kind -> the names of that kind, layer by layer, in the order of computation: taps, then gradients."""
     found: dict[str, list[str]] = {}
-    of_taps = taps.full_names(plan.layout.num_hidden_layers, plan.targets)
+    of_taps = taps.full_names(plan)
     for name in (*of_taps, *(f"grad.{name}" for name in graph.adapter(plan)), *(f"{FORWARD}{name}" for name in of_taps)):
         if name in names:
             found.setdefault(_kind(name), []).append(name)

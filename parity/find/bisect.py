@@ -18,17 +18,17 @@ import numpy as np
 
 from contract.worker import graph, taps
 from contract.worker.capabilities import Elementary
-from contract.worker.graph import ROPE_TABLES
+from contract.worker.graph import POSITIONS, ROPE_TABLES, SEGMENTS
 from contract.worker.plan import GraphPlan
 from contract.worker.process import StackProcess
 from contract.worker.taps import EMBEDDING, HEAD
 from parity.checks.check import Arrays, Tell
 from parity.checks.graph_case import GraphAsk, GraphCase, open_graph, require_answer
-from parity.checks.graph_judges import RUNS, by_kind, exact, reference, worst_exp_ulp
+from parity.checks.graph_judges import RUNS, by_kind, exact, reference, worst_ulp
 from parity.find.fault import Fault
 from parity.judge import confidence, perturb
 from parity.judge.verdict import Comparison, rows
-from parity.reference.llama import Oracle
+from parity.reference.proxy import oracle
 
 NO_SINGLE_OPERATION = "no single operation: a tap is shown, and another value used"
 BETWEEN_SECTIONS = "no section: each is right alone, and wrong is how the whole graph joins them"
@@ -58,15 +58,15 @@ def faults(
     Raises:
         HarnessError, RequestFailed: as StackProcess.request.
     """
-    exp_ulp = worst_exp_ulp(declared)
-    trace = Oracle(case.plan, case.weight, case.adapter).graph(case.ids, case.labels, keep=lambda name: name in ROPE_TABLES)
+    ulp = worst_ulp(plan.layout, declared)
+    trace = oracle(case.plan, case.weight, case.adapter).graph(case.batch, keep=lambda name: name in ROPE_TABLES)
     found: list[_Found] = []
-    sections = taps.sections(plan.layout.num_hidden_layers)
+    sections = taps.sections(plan.blocks)
     whole = _bytes(plan) * 4 <= _free_bytes()
     for done, section in enumerate(sections):
         tell(f"{process.name}: looking for the operation in {section} ({done} of {len(sections)} done)")
         given = _given(case, section, trace.inputs, trace.input_bars, trace.taps, plan.dtype)
-        found += _Section(case, plan if whole else _alone(plan, section), process, section, given, exp_ulp).faults()
+        found += _Section(case, plan if whole else _alone(plan, section), process, section, given, ulp).faults()
         case.forget()
     if not found and whole:
         tell(f"{process.name}: every section is right; looking at the whole graph")
@@ -106,26 +106,29 @@ def _free_bytes() -> int:
 
 def _given(case: GraphCase, section: str, inputs: Arrays, input_bars: Arrays, tables: Arrays, dtype: str) -> dict[str, np.ndarray]:
     """What a section is given: the reference's values, rounded to the stack's dtype."""
+    batch = case.batch.tensors()
     if section == EMBEDDING:
-        return {"ids": case.ids}
+        return {name: array for name, array in batch.items() if name in ("ids", POSITIONS)}
     given = {"input": inputs[section].astype(dtype)}
     if section == HEAD:
-        return {**given, "labels": case.labels, "bar.loss": np.ones((), dtype=dtype)}
-    names = taps.sections(case.plan.layout.num_hidden_layers)
+        own = {name: array for name, array in batch.items() if name in ("labels", SEGMENTS)}
+        return {**given, **own, "bar.loss": np.ones((), dtype=dtype)}
+    names = taps.sections(case.plan.blocks)
     after = names[names.index(section) + 1]
-    tables = {f"override.{name}": tables[name].astype(dtype) for name in ROPE_TABLES}
-    return {**given, **tables, "bar.output": input_bars[after].astype(dtype)}
+    places = {name: array for name, array in batch.items() if name in (POSITIONS, SEGMENTS)}
+    tables = {f"override.{name}": table.astype(dtype) for name, table in tables.items()}
+    return {**given, **places, **tables, "bar.output": input_bars[after].astype(dtype)}
 
 
 class _Section:
     """One section of one stack, held against the reference on the same inputs."""
 
     def __init__(
-        self, case: GraphCase, plan: GraphPlan, process: StackProcess, section: str, given: Mapping[str, np.ndarray], exp_ulp: float
+        self, case: GraphCase, plan: GraphPlan, process: StackProcess, section: str, given: Mapping[str, np.ndarray], ulp: float
     ) -> None:
-        self._case, self._section, self._given, self._exp_ulp = case, section, given, exp_ulp
+        self._case, self._section, self._given, self._ulp = case, section, given, ulp
         self._plan, self._process = plan, process
-        self._taps = {tap.name: tap for tap in taps.section_taps(section, plan.targets)}
+        self._taps = {tap.name: tap for tap in taps.section_taps(plan, section)}
         open_graph(process, plan, case.weights, case.adapter)
 
     def faults(self) -> list[_Found]:
@@ -169,25 +172,25 @@ class _Section:
 
     def _forced(self) -> dict[str, np.ndarray]:
         """The section's request with every tap but the last overridden, and every cotangent given."""
-        oracle, dtype = Oracle(self._case.plan, self._case.weight, self._case.adapter), self._plan.dtype
+        right, dtype = oracle(self._case.plan, self._case.weight, self._case.adapter), self._plan.dtype
         given = _widened(self._given)
-        values, bars = oracle.section(self._section, given), oracle.cotangents(self._section, given)
+        values, bars = right.section(self._section, given), right.cotangents(self._section, given)
         last = list(self._taps)[-1]
         forced = dict(self._given)
         forced |= {f"override.{name}": values[name].astype(dtype) for name in self._taps if name != last and name in values}
-        forced |= {f"bar.{name}": np.asarray(bar, dtype=dtype) for name, bar in bars.items()}
+        forced |= {f"bar.{name}": np.asarray(bar, dtype=dtype) for name, bar in bars.items() if name in self._taps}
         return forced
 
     def _compare(self, tensors: Mapping[str, np.ndarray], only: str = "") -> list[Comparison]:
         answer = self._process.request("block", {"graph": self._process.graph, "section": self._section}, tensors).tensors
-        batch, tokens = self._case.ids.shape
+        batch, tokens = self._case.batch.ids.shape
         expected = graph.expected_block_answer(self._plan, self._section, tensors, batch, tokens)
         require_answer(self._process.name, expected, answer)
         exact, response = perturb.respond_section(
             self._case.plan, self._section, self._case.weight, self._case.adapter, _widened(tensors),
-            runs=RUNS, seed=self._case.seed, exp_ulp=self._exp_ulp,
+            runs=RUNS, seed=self._case.seed, ulp=self._ulp,
         )  # fmt: skip
-        sections = len(taps.sections(self._plan.layout.num_hidden_layers))
+        sections = len(taps.sections(self._plan.blocks))
         per_row = confidence.FALSE_ALARM / sections / sum(response.rows[name].size for name in answer)
         comparisons = []
         for name in expected:  # in the order of computation

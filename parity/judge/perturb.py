@@ -23,7 +23,8 @@ from threadpoolctl import threadpool_limits
 from contract.worker.plan import GraphPlan
 from contract.worker.taps import prefix
 from parity.judge.bounds import unit_roundoff
-from parity.reference.llama import Oracle, Trace
+from parity.reference.graph import Batch, Trace
+from parity.reference.proxy import oracle
 from parity.reference.rounding import Size
 from parity.reference.tape import Kind
 
@@ -52,16 +53,17 @@ class Response:
 
 
 def respond(
-    plan: GraphPlan, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray], ids: np.ndarray, labels: np.ndarray, *,
-    runs: int = 30, seed: int, exp_ulp: float, keep: Callable[[str], bool] = all, progress: Progress = lambda done, total: None,
+    plan: GraphPlan, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray], batch: Batch, *,
+    runs: int = 30, seed: int, ulp: float, keep: Callable[[str], bool] = all, progress: Progress = lambda done, total: None,
 ) -> tuple[Trace, Response]:  # fmt: skip
     """The exact pass and the response to it, of every tap and adapter gradient.
 
     A plan in float32 has RoPE tables that err by their cast alone; in float64 their angles err as well, so that plan's response holds
-    for float32 too, but loosely there. exp_ulp: the worst that any stack under test declares of exp and log. keep: which taps.
+    for float32 too, but loosely there. ulp: the worst that any stack under test declares of exp, log, and what
+    else the graph takes. keep: which taps.
     """
-    sizes = _Sizes(exp_ulp)
-    trace = Oracle(plan, weight, adapter, noise=sizes).graph(ids, labels, keep=keep)
+    sizes = _Sizes(ulp)
+    trace = oracle(plan, weight, adapter, noise=sizes).graph(batch, keep=keep)
     trace.bars.clear()  # of a real model hundreds of megabytes, which no comparison asks for
     sums = _RowSums(trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()})
 
@@ -69,26 +71,26 @@ def respond(
         if kind != "bar" and name != "input":
             sums.add(("grad." if kind == "grad" else "") + prefix(section) + name, value)
 
-    for noise in _chunks(sizes, runs, seed, ids.size, progress):
-        Oracle(plan, weight, adapter, noise=noise).walk(ids, labels, see)
+    for noise in _chunks(sizes, runs, seed, batch.ids.size, progress):
+        oracle(plan, weight, adapter, noise=noise).walk(batch, see)
         sums.count(noise.runs)
     return trace, sums.response()
 
 
 def respond_section(
     plan: GraphPlan, section: str, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray],
-    tensors: Mapping[str, np.ndarray], *, runs: int = 30, seed: int, exp_ulp: float,
+    tensors: Mapping[str, np.ndarray], *, runs: int = 30, seed: int, ulp: float,
 ) -> tuple[dict[str, np.ndarray], Response]:  # fmt: skip
     """As `respond`, for one `block` request: the exact answer and the response, by the answer's names.
 
     Where every tap is overridden, each is one operation's own error.
     """
-    sizes = _Sizes(exp_ulp)
-    exact = Oracle(plan, weight, adapter, noise=sizes).section(section, tensors)
+    sizes = _Sizes(ulp)
+    exact = oracle(plan, weight, adapter, noise=sizes).section(section, tensors)
     sums = _RowSums(exact)
     tokens = next(tensors[name] for name in ("ids", "input") if name in tensors).shape
     for noise in _chunks(sizes, runs, seed, tokens[0] * tokens[1], lambda done, total: None):
-        for name, value in Oracle(plan, weight, adapter, noise=noise).answer(section, tensors).items():
+        for name, value in oracle(plan, weight, adapter, noise=noise).answer(section, tensors).items():
             sums.add(name, value)
         sums.count(noise.runs)
     return exact, sums.response()
@@ -109,8 +111,8 @@ def row_limits(response_rows: np.ndarray, *, dtype: str, runs: int, false_alarm:
 class _Sizes:
     """A Noise that adds nothing and writes down how large each operation's error is, in units of u; None where it is zero."""
 
-    def __init__(self, exp_ulp: float) -> None:
-        self.exp_ulp = exp_ulp
+    def __init__(self, ulp: float) -> None:
+        self.ulp = ulp
         self.of: dict[str, np.ndarray | None] = {}
 
     def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
@@ -128,7 +130,7 @@ class _Draws:
     """A Noise that adds an independent normal error of that size for each run; a run's errors are the same in any chunk."""
 
     def __init__(self, sizes: _Sizes, seeds: Iterable[np.random.SeedSequence], pool: ThreadPoolExecutor) -> None:
-        self.exp_ulp = sizes.exp_ulp
+        self.ulp = sizes.ulp
         self._sizes = sizes.of
         self._generators = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]
         self._pool = pool

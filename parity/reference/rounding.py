@@ -18,8 +18,8 @@ Size = Callable[[], np.ndarray]
 class Noise(Protocol):
     """What the oracle shows every operation's result to: it may add an error of the given size to it, or just look."""
 
-    exp_ulp: float
-    """The worst declared error of exp and log, in ulp."""
+    ulp: float
+    """The worst declared error of the elementary functions that the graph takes, in ulp."""
 
     def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
         """The value that the rest of the graph sees. `site` names the operation, once in a graph; arrays have a leading axis of runs."""
@@ -28,7 +28,7 @@ class Noise(Protocol):
 class Exact:
     """No error at all."""
 
-    exp_ulp = 0.0
+    ulp = 0.0
 
     def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
         """The value itself."""

@@ -11,30 +11,40 @@ from typing import Any
 
 import numpy as np
 
+from contract.model.layout import MODEL_TYPES
 from contract.worker import graph
 from contract.worker.answers import Answer, RequestFailed
 from contract.worker.capabilities import Graphs
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from parity.checks import graph_draws as draws
 from parity.checks.graph_case import GraphCase
-from parity.reference.llama import Oracle
+from parity.checks.graph_layouts import OPTIONS, PLAIN, Recipe
+from parity.reference.graph import Batch, Oracle
 from tests.parity.numpy_stack import CAPABILITIES as PRIMITIVES
 from tests.parity.numpy_stack import Done
 
 CAPABILITIES = PRIMITIVES.model_copy(
-    update={"graphs": Graphs(architectures={"llama": ("float32", "float64")}, nf4=False, paths=("checkpoint", "chunked_loss"))}
-)
+    update={
+        "graphs": Graphs(
+            architectures=dict.fromkeys(MODEL_TYPES, ("float32", "float64")), nf4=False,
+            paths=("checkpoint", "chunked_loss", "fused_attention", "fused_lora"),
+            layout_options=tuple({option for recipes in OPTIONS.values() for recipe in recipes for option in recipe.layout.options}),
+            packing=True, patterns=True,
+        )
+    }
+)  # fmt: skip
 ChangePlan = Callable[[GraphPlan], GraphPlan]
 Spoil = Callable[[str, np.ndarray], np.ndarray]
 
 
 def small_case(seed: int = 1, *, which: int = 0, initial: bool = False, base: Nf4 | None = None) -> GraphCase:
+    """One of the Llamas that tier C draws."""
+    return case_of(PLAIN["llama"][which], seed, initial=initial, base=base)
+
+
+def case_of(recipe: Recipe, seed: int = 1, *, initial: bool = False, base: Nf4 | None = None, packed: bool = False) -> GraphCase:
     """One of the graphs that tier C draws."""
-    plan = GraphPlan(layout=draws.LAYOUTS[which], dtype="float64", lora=draws.LORAS[which], base=base)
-    rng = np.random.default_rng(seed)
-    weights = draws.weights_of(rng, plan)
-    ids, labels = draws.batch_of(rng, draws.BATCHES[which], plan.layout.vocab_size)
-    return draws.case_of(f"seed {seed}", plan, weights, draws.adapter_of(plan, seed, initial=initial), ids, labels, seed)
+    return draws.Draw(recipes=(recipe,), base=base, packed=packed).case(recipe, seed, initial=initial, spiky=False)
 
 
 def with_layout(**changes: Any) -> ChangePlan:
@@ -96,13 +106,13 @@ class GraphStack:
 
     def _gradients(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert values["graph"] == self._opened
-        trace = self._oracle().graph(tensors["ids"], tensors["labels"], keep=lambda name: name in set(values["taps"]))
+        trace = self._oracle().graph(Batch(**tensors), keep=lambda name: name in set(values["taps"]))
         answer = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
         return {name: self._rounded(self._spoil(name, array)) for name, array in answer.items()}
 
     def _forward(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert values["graph"] == self._opened
-        trace = self._oracle().graph(tensors["ids"], tensors["labels"], keep=lambda name: name in set(values["taps"]))
+        trace = self._oracle().graph(Batch(**tensors), keep=lambda name: name in set(values["taps"]))
         return {name: self._rounded(self._spoil(f"forward.{name}", tap)) for name, tap in trace.taps.items()}
 
     def _block(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

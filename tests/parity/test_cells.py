@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from contract.worker.capabilities import Capabilities
+from contract.worker.capabilities import Capabilities, Graphs
 from contract.worker.discover import StackInfo, discover
 from parity import cells as matrix
 from parity import session
 from parity.cells import Cell, Device
 from parity.checks import registry
-from parity.checks.check import Question
+from parity.checks.check import GraphNeeds, Question
 from tests.parity.numpy_stack import CAPABILITIES
 
 BOTH = frozenset({"float32", "float64"})
@@ -87,6 +88,33 @@ def test_a_stack_without_the_production_path_can_be_asked_for_the_function() -> 
     """same_function asks for the plain linear in float64, which Linear4bit never computes."""
     cells = matrix.matrix(registry.CHECKS, [device("one", capabilities=without("nf4_linear")), device("two")])
     assert all(cell.plan is not None for cell in of(cells, "b.linear", Question.SAME_FUNCTION))
+
+
+GRAPHS = Graphs(
+    architectures={"mistral": ("float32", "float64")}, nf4=True, paths=("checkpoint",), layout_options=("sliding_window",), packing=True,
+    patterns=True,
+)  # fmt: skip
+NEEDS = GraphNeeds(
+    model_types=("mistral",), nf4=True, path="checkpoint", layout_options=("sliding_window",), packing=True, patterns=True
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        (GRAPHS, ""),
+        (None, "one declares no mistral graph in float64"),
+        (GRAPHS.model_copy(update={"architectures": {"mistral": ("float32",)}}), "one declares no mistral graph in float64"),
+        (GRAPHS.model_copy(update={"nf4": False}), "one declares no graph with an NF4 base"),
+        (GRAPHS.model_copy(update={"paths": ()}), "one declares no path checkpoint"),
+        (GRAPHS.model_copy(update={"layout_options": ("rope_scaling.linear",)}), "one declares no layout option sliding_window"),
+        (GRAPHS.model_copy(update={"packing": False, "patterns": False}), "one declares no packing, no patterns of rank and alpha"),
+    ],
+)
+def test_what_a_graph_needs_and_a_stack_does_not_declare_is_a_reason(declared: Graphs | None, reason: str) -> None:
+    check = next(check for check in registry.CHECKS if check.id == "c.mistral_packed")
+    plan = dataclasses.replace(next(plan for plan in check.plans if plan.dtype == "float64"), graph=NEEDS)
+    assert matrix.unable(check, plan, device("one", capabilities=CAPABILITIES.model_copy(update={"graphs": declared}))) == reason
 
 
 def test_a_removed_check_is_lost() -> None:

@@ -50,6 +50,19 @@ def test_a_checkpoint_of_ones_own(parity: Parity, tmp_path: Path) -> None:
     assert all(tensor["relative"] is not None and tensor["observed"] <= tensor["bound"] for tensor in pair["tensors"])
 
 
+@pytest.mark.nightly
+def test_a_checkpoint_with_an_option(parity: Parity, tmp_path: Path) -> None:
+    """It is asked of the stack that declares the option; the other one's cells are not covered, and say why."""
+    model = tiny_checkpoint.write(tmp_path / "model", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    record = tmp_path / "run.json"
+    code, out, _ = parity("run", "--only", "c.model", "--model", str(model), "--json", str(record))
+    assert code == 4, out
+    results = json.loads(record.read_text())["results"]
+    assert {tuple(result["stacks"]) for result in results if result["status"] == "pass"} == {("torch_qlora",)}
+    (reason,) = {result["reason"] for result in results if result["status"] == "not_covered"}
+    assert reason.startswith("tinygrad_lora declares no layout option rope_scaling.linear; leave that stack out")
+
+
 def no_config(model: Path) -> str:
     (model / "config.json").unlink()
     return "config.json"
@@ -72,7 +85,7 @@ def another_field(model: Path) -> str:
 
 
 def scaled_rope(model: Path) -> str:
-    tiny_checkpoint.write(model, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    tiny_checkpoint.write(model, rope_scaling={"rope_type": "yarn", "factor": 2.0})
     return "rope_scaling"
 
 

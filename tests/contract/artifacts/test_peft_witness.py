@@ -29,8 +29,8 @@ from parity.judge.confidence import per_comparison
 from parity.judge.perturb import respond, row_limits
 from tests.contract.artifacts.adapter_cases import DTYPES, GPT2, adapter_on, gpt2_tensors, merged_tensors, write_base
 from tests.float64_transformers import clean
-from tests.parity.reference import plain_graph
-from tests.parity.reference.plain_graph import Case
+from tests.parity.reference import plain_cases
+from tests.parity.reference.plain_cases import Case
 
 RUNS = 30
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 def case(seed: int, **how: Any) -> Case:
     """transformers takes no hidden_size that is no multiple of the heads."""
-    return plain_graph.case(seed, **({"hidden_size": 24} | how))
+    return plain_cases.case(seed, **({"hidden_size": 24} | how))
 
 
 def config_of(it: Case) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def killed_after(seconds: float, work: Callable[[], object]) -> int:
 
 def count_operations(work: Callable[[], object], place: Path) -> int:
     """How many operations a run has; it's run in a child, which leaves the number at `place`."""
-    counter = _Counter(None)
+    counter = Counter(None)
 
     def counted() -> None:
         counter.plant()
@@ -106,16 +106,28 @@ def killed_at(operation: int, work: Callable[[], object]) -> int:
     """Runs it in a child that kills itself right before its operation of that number, from 0; in the middle of it, where it writes."""
 
     def planted() -> None:
-        _Counter(operation).plant()
+        Counter(operation).plant()
         work()
 
     return in_child(planted)
 
 
-class _Counter:
-    def __init__(self, fatal: int | None) -> None:
+def killed_self() -> None:
+    """SIGKILL to this process, which no handler hears of."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Counter:
+    """Counts a process's file operations.
+
+    Args:
+        fatal: the number, from 0, of the one right before which, or in the middle of which, where it writes, `die` is called; None: none.
+        die: does not come back.
+    """
+
+    def __init__(self, fatal: int | None, die: Callable[[], object] = killed_self) -> None:
         self.seen = 0
-        self._fatal = fatal
+        self._fatal, self._die = fatal, die
 
     def plant(self) -> None:
         """For the rest of this process: an audit hook can't be taken out again."""
@@ -143,5 +155,5 @@ class _Counter:
         self.seen += 1
         if self._fatal is not None and self.seen > self._fatal:
             before()
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._die()
         return False

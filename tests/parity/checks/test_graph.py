@@ -12,19 +12,23 @@ import pytest
 
 from contract.errors import MissingError, UserError
 from contract.model import checkpoint
+from contract.model.layout import LlamaLayout
+from contract.worker import discover
+from contract.worker import graph as graph_requests
 from contract.worker.discover import StackInfo
 from contract.worker.process import StackProcess
 from parity import cells as matrix
 from parity.cells import Device
-from parity.checks import graph, graph_draws, graph_judges, registry
-from parity.checks.check import Answered, Check, Plan, Question
+from parity.checks import graph, graph_draws, graph_judges, graph_law_checks, registry
+from parity.checks.check import Answered, Check, GraphNeeds, Plan, Question
 from parity.checks.graph_case import GraphAsk, GraphCase
+from parity.checks.graph_layouts import OPTIONS, PLAIN
 from parity.engine import Engine
 from parity.find import bisect
 from parity.profiles import Profile
 from parity.report.record import Result, Status
 from tests.contract.model import tiny_checkpoint
-from tests.parity.graph_stack import CAPABILITIES, GraphStack, small_case, with_layout
+from tests.parity.graph_stack import CAPABILITIES, GraphStack, case_of, small_case, with_layout
 
 TINY = 3e-8
 """Less than half of float32's last place."""
@@ -50,12 +54,16 @@ def states(results: Mapping[tuple[str, ...], Result]) -> dict[tuple[str, ...], S
     return {key: result.status for key, result in results.items()}
 
 
-@pytest.mark.parametrize("check_id", ["c.llama", "c.llama_checkpoint", "c.llama_chunked_loss"])
+@pytest.mark.parametrize(
+    "check_id", ["c.llama", "c.llama_checkpoint", "c.gpt2", "c.qwen3_options", "c.mistral_packed", "c.packed_chunked_loss"]
+)
 def test_right_stacks_pass(check_id: str) -> None:
-    results = run(check_of(check_id), GraphStack("one"), GraphStack("two"))
+    check = check_of(check_id)
+    results = run(check, GraphStack("one"), GraphStack("two"))
+    assert results
     for result in results.values():
         assert result.status is Status.PASS, result.reason
-        assert result.examples == 8 // graph.GRAPHS_PER_EXAMPLE
+        assert result.examples == max(1, 8 // check.cost) + check.fixed_count
         assert result.controls.caught == result.controls.applied > 0
         assert all(tensor.relative is not None for tensor in result.tensors)
         assert result.faults == ()
@@ -203,8 +211,8 @@ def test_a_model_whose_values_leave_the_range_is_no_verdict() -> None:
 
 
 def test_a_stack_that_declares_no_exp_is_told_so() -> None:
-    with pytest.raises(ValueError, match="declares no error of exp and log"):
-        graph_judges.worst_exp_ulp(())
+    with pytest.raises(ValueError, match="declares no error of exp and log, which"):
+        graph_judges.worst_ulp(PLAIN["llama"][0].layout, ())
 
 
 @pytest.mark.parametrize("positions", [1, 2])
@@ -216,26 +224,79 @@ def test_too_few_positions_are_refused(positions: int, tmp_path: Path) -> None:
 
 def test_drawn_cases_are_hard() -> None:
     """What testing.md of any such project would ask: no two sizes equal, GQA with 1 < K < H, alpha that is not rank, and so on."""
-    for layout, lora in zip(graph_draws.LAYOUTS, graph_draws.LORAS, strict=True):
-        assert 1 < layout.num_key_value_heads < layout.num_attention_heads
-        assert layout.rms_norm_eps > 1e-3
+    for recipe in (recipe for recipes in (*PLAIN.values(), *OPTIONS.values()) for recipe in recipes):
+        layout, lora = recipe.layout, recipe.lora
+        if layout.model_type == "gpt2":
+            assert layout.num_key_value_heads == layout.num_attention_heads
+        else:
+            assert 1 < layout.num_key_value_heads < layout.num_attention_heads
+        assert getattr(layout, "rms_norm_eps", 1) > 1e-3
         assert lora.alpha != lora.rank
-    assert any(layout.num_attention_heads * layout.head_dim != layout.hidden_size for layout in graph_draws.LAYOUTS)
-    assert {layout.tie_word_embeddings for layout in graph_draws.LAYOUTS} == {True, False}
-    assert {layout.attention_bias for layout in graph_draws.LAYOUTS} == {layout.mlp_bias for layout in graph_draws.LAYOUTS} == {True, False}
+        windows = {layout.window(layer) for layer in range(layout.num_hidden_layers)} - {None}
+        assert all(window < recipe.batch[1] for window in windows if window)
+    for recipes in PLAIN.values():
+        assert {recipe.layout.tie_word_embeddings for recipe in recipes} == {True, False}
+        assert not any(recipe.layout.options for recipe in recipes)
+        if recipes[0].layout.model_type != "gpt2":
+            assert any(it.layout.num_attention_heads * it.layout.head_dim != it.layout.hidden_size for it in recipes)
+    llamas = [recipe.layout for recipe in PLAIN["llama"]]
+    assert {layout.attention_bias for layout in llamas} == {layout.mlp_bias for layout in llamas} == {True, False}
     case = small_case()
-    assert (case.ids == 0).any()
-    assert (case.labels == -100).any()
+    assert (case.batch.ids == 0).any()
+    assert (case.batch.labels == -100).any()
+
+
+def test_every_option_that_a_layout_may_have_is_asked_of_some_graph() -> None:
+    """Those that a stack can declare; and a window in some layers alone, in both ways in which config.json says so."""
+    asked = {option for recipes in OPTIONS.values() for recipe in recipes for option in recipe.layout.options}
+    known = {
+        option for info in discover.discover().values() if info.capabilities.graphs for option in info.capabilities.graphs.layout_options
+    }
+    assert known <= asked
+    of_layers = [
+        {it.layout.window(layer) for layer in range(it.layout.num_hidden_layers)} for it in (OPTIONS["qwen2"][0], OPTIONS["qwen3"][1])
+    ]
+    assert all(len(windows) == 2 for windows in of_layers)
+    layout = OPTIONS["llama"][1].layout
+    assert isinstance(layout, LlamaLayout)
+    assert layout.rope_scaling is not None
+    wavelengths = 2 * np.pi * layout.rope_theta ** (np.arange(0, layout.head_dim, 2) / layout.head_dim)
+    length = layout.rope_scaling.original_max_position_embeddings or 0
+    assert [int(np.searchsorted([length / 4, length / 1], wave)) for wave in wavelengths] == [0, 1, 2], "one kept, one between, one slowed"
+
+
+def test_packed_cases_are_hard() -> None:
+    """Padding on both sides, a text of one token, positions that count from elsewhere than 0, labels that count in a packed batch."""
+    for recipes in OPTIONS.values():
+        for seed, recipe in enumerate(recipes):
+            batch = case_of(recipe, seed, packed=True).batch
+            assert batch.segments is not None
+            assert batch.positions is not None
+            graph_requests.require_batch(case_of(recipe).plan, batch.ids, batch.labels, batch.positions, batch.segments)
+            assert (batch.segments[:, 0] == -1).any()
+            assert (batch.segments[:, -1] == -1).any()
+            assert all((np.unique(row[row >= 0], return_counts=True)[1] == 1).any() for row in batch.segments)
+            assert (batch.positions[batch.segments == 2] >= 3).all()
+            assert (batch.labels != -100).sum(axis=1).min() > 0
 
 
 def test_real_cases_are_of_the_checkpoint() -> None:
     cases = list(graph_draws.real_cases(graph.MODEL))
     assert len(cases) == check_of("c.model").fixed_count == 2
-    assert cases[0].ids.shape == (graph_draws.MODEL_SEQUENCES, graph_draws.MODEL_TOKENS)
+    assert cases[0].batch.ids.shape == (graph_draws.MODEL_SEQUENCES, graph_draws.MODEL_TOKENS)
     assert not any(matrix.any() for name, matrix in cases[0].adapter.items() if name.endswith("lora_b"))
     assert all(matrix.any() for matrix in cases[1].adapter.values())
     found = checkpoint.locate(graph.MODEL)
     np.testing.assert_array_equal(cases[0].weight("layers.29.down_proj"), checkpoint.load(found, "layers.29.down_proj"))
+
+
+def test_a_checkpoint_needs_its_architecture_and_its_options(tmp_path: Path) -> None:
+    model = tiny_checkpoint.write(tmp_path / "model", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    assert graph_draws.real_needs(str(model)) == GraphNeeds(model_types=("llama",), layout_options=("rope_scaling.linear",))
+    assert graph_draws.real_needs(str(tmp_path / "nowhere")) == GraphNeeds(model_types=("llama",))
+    of_it = {check.id: check for check in graph.checks(str(model))}
+    assert all(plan.graph == graph_draws.real_needs(str(model)) for plan in of_it["c.model"].plans)
+    assert all(plan.graph is not None and plan.graph.nf4 for plan in of_it["c.model_nf4"].plans)
 
 
 def test_a_model_that_is_not_there() -> None:
@@ -245,4 +306,4 @@ def test_a_model_that_is_not_there() -> None:
 
 def test_checks_explain_what_they_do_not_ask() -> None:
     reasons: Sequence[str] = [reason for check in graph.checks() for reason in check.not_applicable.values()]
-    assert all("c.llama" in reason for reason in reasons)
+    assert all("c.llama" in reason or reason == graph_law_checks.ALONE for reason in reasons)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.parity.reference.plain_llama import Arithmetic
+from tests.parity.reference.plain_graph import Arithmetic
 
 Reduce = Callable[[Tensor], Tensor]
 

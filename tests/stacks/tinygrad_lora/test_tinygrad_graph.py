@@ -117,9 +117,7 @@ def test_rope_tables_may_be_given(double: Session) -> None:
     request = block_request(double.plan, "layers.0", overrides=0, bars=0, seed=6)
     tables = {f"override.{name}": np.random.default_rng(6).standard_normal((7, LAYOUT.head_dim)) for name in graph.ROPE_TABLES}
     got, exact = double.block("layers.0", request | tables), oracle_of(double.plan, TENSORS).section("layers.0", request | tables)
-    _, response = respond_section(
-        double.plan, "layers.0", TENSORS.__getitem__, ADAPTER, request | tables, runs=RUNS, seed=6, ulp=EXP_ULP
-    )
+    _, response = respond_section(double.plan, "layers.0", TENSORS.__getitem__, ADAPTER, request | tables, runs=RUNS, seed=6, ulp=EXP_ULP)
     assert outside(got, exact, response, "float64") == {}
     assert (got["q_rope"] != double.block("layers.0", request)["q_rope"]).any()
 
@@ -162,8 +160,8 @@ def test_nothing_overflows(double: Session) -> None:
     request = block_request(double.plan, "layers.0", overrides=0, bars=0, seed=7)
     tap = {tap.name: tap for tap in taps.section_taps(double.plan, "layers.0")}
     gate = np.where(np.arange(LAYOUT.intermediate_size) % 2, 800.0, -800.0) + np.zeros((2, 7, 1))
-    scores = np.triu(np.full((7, 7), 1e30), 1) + np.zeros(graph.shape_of(tap["scores"], double.plan, 2, 7))
-    bars = {f"bar.{name}": np.ones(graph.shape_of(tap[name], double.plan, 2, 7)) for name in ("activation", "context")}
+    scores = np.triu(np.full((7, 7), 1e30), 1) + np.zeros(graph.shape_of("layers.0", tap["scores"], double.plan, 2, 7))
+    bars = {f"bar.{name}": np.ones(graph.shape_of("layers.0", tap[name], double.plan, 2, 7)) for name in ("activation", "context")}
     got = double.block("layers.0", request | {"override.gate_proj": gate, "override.scores": scores} | bars)
     assert all(np.isfinite(value).all() for value in got.values())
     np.testing.assert_array_equal(got["activation"], np.maximum(gate, 0))

@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract.model.layout import MistralLayout, RopeScaling
 from contract.worker import graph, taps
 from contract.worker.capabilities import Capabilities
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.process import RequestFailed, StackProcess
+from contract.worker.stack import NotSupported
 from parity.judge.perturb import respond
-from parity.reference.graph import Batch
 from parity.reference import nf4
+from parity.reference.graph import Batch
 from stacks.tinygrad_lora import ops
 from stacks.tinygrad_lora.ops import PATHS, TinygradLora
 from tests.stacks.tinygrad_lora.tiny_tinygrad_graph import (
     EXP_ULP,
     EXP_ULP_WEBGPU,
     LAYOUT,
+    LORA,
     RUNS,
     all_taps,
     batch_of,
@@ -94,14 +97,33 @@ def test_what_is_refused(
         process.request(request_name, values, tensors)
 
 
+SCALED = LAYOUT.model_copy(update={"rope_scaling": RopeScaling(rope_type="linear", factor=2.0)})
+MISTRAL = MistralLayout(**LAYOUT.model_dump(exclude={"model_type", "attention_bias", "mlp_bias", "rope_scaling"}))
+
+
+@pytest.mark.parametrize("name", ["positions", "segments"])
+def test_packed_batches_are_refused(name: str) -> None:
+    stack, given = opened(plan_of())[0], {name: np.zeros((2, 7), np.int64)}
+    for ask in (
+        lambda: stack.forward("tiny", ["logits"], {"ids": batch_of()["ids"], **given}),
+        lambda: stack.block("tiny", "layers.0", {"input": np.ones((2, 7, 24)), **given}),
+    ):
+        with pytest.raises(NotSupported, match=f"takes no {name}; allowed: one whole sequence a row"):
+            ask()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"paths": ("nf4_linear",), "base": Nf4()}, "nf4_linear computes in float32, the plan in float64; leave the path out"),
         ({"paths": ("checkpoint",)}, "no path 'checkpoint'; allowed: nf4_linear"),
+        ({"dtype": "bfloat16"}, "no graph in bfloat16 on CPU; allowed: float"),
+        ({"layout": SCALED}, "no llama with rope_scaling.linear; allowed: a layout without options"),
+        ({"layout": MISTRAL}, "no full_causal of mistral; allowed: full_causal of llama"),
+        ({"lora": LORA.model_copy(update={"rank_pattern": {"q_proj": 2}})}, "one rank and one alpha for all linears"),
     ],
 )
-def test_paths_that_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_plans_that_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message) as caught:
         opened(plan_of(**changes))
     assert type(caught.value).__name__ == "NotSupported"

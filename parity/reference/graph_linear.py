@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from contract.worker.taps import LINEARS
-from parity.reference.llama_operations import Constants, outer, outer_size, product, product_size
+from parity.reference.graph_operations import Constants, outer, outer_size, product, product_size
 from parity.reference.rounding import products, rounded
 from parity.reference.tape import Tape
 
@@ -24,18 +23,19 @@ def scaling(rank: int, alpha: float, *, rslora: bool) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraLinear:
-    """One linear of a block; `lora_a_RI` and `lora_b_OR` are None where it has no LoRA."""
+    """One linear of a block; `lora_a_RI` and `lora_b_OR` are None where it has no LoRA.
+
+    input: the tap that it takes; scaling: LoRA's s.
+    """
 
     name: str
+    input: str
     weight_OI: np.ndarray
     bias_O: np.ndarray | None
     lora_a_RI: np.ndarray | None
     lora_b_OR: np.ndarray | None
+    scaling: float
     constants: Constants
-
-    @property
-    def _input(self) -> str:
-        return LINEARS[self.name].input
 
     def forward(self, tape: Tape, x_PBTI: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """y [P, B, T, O] and, with LoRA, A x [P, B, T, R], which the way back needs."""
@@ -55,7 +55,7 @@ class LoraLinear:
         ax_PBTR = tape.tap(f"{self.name}.lora_ax", ax, lambda: product_size(ax, x_PBTI, a_IR))
         bax = product(ax_PBTR, b_RO)
         bax_PBTO = tape.tap(f"{self.name}.lora_bax", bax, lambda: product_size(bax, ax_PBTR, b_RO))
-        scaled = self.constants.scaling * bax_PBTO
+        scaled = self.constants.beside(bax, self.scaling) * bax_PBTO
         y = base_PBTO + scaled
         return tape.tap(self.name, y, lambda: rounded(scaled, y)), ax_PBTR
 
@@ -64,7 +64,7 @@ class LoraLinear:
         y_bar = tape.bar(self.name)
         if self.lora_a_RI is not None and self.lora_b_OR is not None and ax_PBTR is not None:
             a_RI, b_OR = self.lora_a_RI, self.lora_b_OR
-            scaled = self.constants.scaling * y_bar
+            scaled = self.constants.beside(y_bar, self.scaling) * y_bar
             tape.flow(f"{self.name}.base", y_bar)
             tape.flow(f"{self.name}.lora_bax", scaled, lambda: rounded(scaled))
             bax_bar = tape.bar(f"{self.name}.lora_bax")
@@ -76,8 +76,8 @@ class LoraLinear:
             a_bar = outer(ax_bar, x_PBTI)
             tape.grad(f"{self.name}.lora_a", a_bar, lambda: outer_size(a_bar, ax_bar, x_PBTI))
             low = product(ax_bar, a_RI)
-            tape.flow(self._input, low, lambda: product_size(low, ax_bar, a_RI))
+            tape.flow(self.input, low, lambda: product_size(low, ax_bar, a_RI))
             y_bar = tape.bar(f"{self.name}.base")
         through = product(y_bar, self.weight_OI)
         base_bar = y_bar
-        tape.flow(self._input, through, lambda: product_size(through, base_bar, self.weight_OI))
+        tape.flow(self.input, through, lambda: product_size(through, base_bar, self.weight_OI))
