@@ -21,7 +21,7 @@ from contract.model.keymap import GPT2_PREFIX
 from contract.model.layout import Layout
 from contract.reading import json_file
 
-_REMEDY = "merge onto the base that the adapter was trained on"
+_REMEDY = "take the base that the adapter was trained on"
 
 
 @dataclass(frozen=True, kw_only=True)

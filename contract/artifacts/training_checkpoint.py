@@ -1,7 +1,7 @@
 """A training checkpoint: all that a run needs to go on as if it had not been interrupted.
 
     training_checkpoint.safetensors    `adapter.{logical}.lora_a`, `.lora_b`; AdamW's `m.` and `v.` of each; float32
-    training_checkpoint.json           the rest, with the SHA-256 of the tensors' file
+    training_checkpoint.json           the rest, with the SHA-256 of the tensors' file and of itself
 
 No generator's state is kept: order, dropout and the initial adapter follow from the seed and from counters, which the step gives
 (contract/data). The folder appears whole or not at all.
@@ -9,10 +9,11 @@ No generator's state is kept: order, dropout and the initial adapter follow from
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +22,7 @@ from contract.artifacts.adapter import Adapter, Quant
 from contract.artifacts.adapter_fields import AdapterFields, Key, adapter_from, fields_of, require_names, tensors_of
 from contract.artifacts.kinds import Kind
 from contract.artifacts.output_folder import output_folder
-from contract.artifacts.record import Line, Name, Packages, Record, Sha256, read_record, write_record
+from contract.artifacts.record import Line, Name, Packages, Record, Sha256, read_record, to_json, write_record
 from contract.artifacts.safetensors_writer import write_matrices
 from contract.artifacts.tensors import read_matrices
 from contract.errors import ContractError
@@ -74,6 +75,7 @@ class State(Record):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
     tensors_sha256: Sha256
     adapter: SavedAdapter
+    fields_sha256: Sha256 = Field(description="of all other fields: a digit that has changed is as bad as a tensor that has")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +131,29 @@ def write(folder: Path, checkpoint: TrainingCheckpoint, *, force: bool = False) 
             seed=checkpoint.seed,
             tensors_sha256=digest,
             adapter=saved,
+            fields_sha256="0" * 64,  # not a part of what it is the hash of
         )
-        write_record(built / STATE, state)
+        write_record(built / STATE, state.model_copy(update={"fields_sha256": hash_fields(state.model_dump(mode="json"))}))
+
+
+def hash_fields(fields: Mapping[str, Any]) -> str:
+    """`fields_sha256`: SHA-256 of the file's other fields, written as the file is (contract/artifacts/record.py, to_json)."""
+    return hashlib.sha256(to_json({name: value for name, value in fields.items() if name != "fields_sha256"})).hexdigest()
 
 
 def read_state(folder: Path) -> State:
     """What a checkpoint says of itself, without its tensors.
 
     Raises:
-        ContractError, ContractErrors: there is none, or another format or version, or an unknown, missing or wrong field.
+        ContractError, ContractErrors: there is none, or another format or version, or an unknown, missing or wrong field, or fields that
+            are not those that were written.
     """
-    return read_record(State, folder / STATE, remedy=_REMEDY)
+    path = folder / STATE
+    state = read_record(State, path, remedy=_REMEDY)
+    if (digest := hash_fields(state.model_dump(mode="json"))) != state.fields_sha256:
+        got, allowed = f"fields of SHA-256 {digest}", f"{state.fields_sha256}, as they were written"
+        raise ContractError(str(path), got=got, allowed=allowed, remedy=_REMEDY)
+    return state
 
 
 def read(folder: Path) -> TrainingCheckpoint:

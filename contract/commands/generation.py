@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from contract.commands.two_interrupts import TwoInterrupts
+from contract.commands.two_interrupts import TwoInterrupts, Watch
 from contract.data.tokenizers import HfTokenizer
 from contract.errors import ContractError, ContractErrors, Interrupted, UserError, printable
 from contract.reading import bytes_of, validated
@@ -77,7 +77,7 @@ def run(prepared: Prepared, *, stream: bool) -> Done:
     try:
         with StackProcess(stack.name, stack.command, prepared.device) as process, _View(prepared, stream=stream) as view:
             with TwoInterrupts() as interrupts:
-                watch = _Watch(process, view, interrupts)
+                watch = Watch(process, interrupts, show=view.show)
                 answer = process.submit(REQUEST, prepared.request.model_dump(mode="json")).result(watch)
             view.finish()
             found = _answer(answer.values, stack.name)
@@ -99,24 +99,6 @@ def _answer(values: Mapping[str, Any], stack: str) -> Answer:
         return validated(Answer, values, f"the answer of {stack}", remedy="see to the stack")
     except (ContractError, ContractErrors) as error:  # no fault of the user's
         raise UserError(str(error)) from None
-
-
-class _Watch:
-    """Shows each progress frame, and hands Ctrl-C on: `cancel` for the first one, KeyboardInterrupt for the second."""
-
-    def __init__(self, process: StackProcess, view: _View, interrupts: TwoInterrupts) -> None:
-        self._process, self._view, self._interrupts = process, view, interrupts
-        self.cancelled = False
-
-    def __call__(self, values: dict[str, Any] | None) -> None:
-        if self._interrupts.twice:
-            self._process.kill()
-            raise KeyboardInterrupt
-        if self._interrupts.asked and not self.cancelled:
-            self.cancelled = True
-            self._process.submit("cancel")
-        if values is not None:
-            self._view.show(values)
 
 
 class TextStream:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from contract.commands.options import ContractFile, Overrides, Preset, SkipBadRows
 
 if TYPE_CHECKING:
-    from contract.commands.train_view import View
-    from contract.commands.two_interrupts import TwoInterrupts
     from contract.run.planner import ExecutionPlan
     from contract.run.survey import Options
     from contract.training.launch import Order
@@ -62,31 +61,44 @@ def _started(
     """A worker on the contract's device, or on the CPU where that is allowed and the device is not here."""
     from contract.training import launch
 
-    process = launch.start(order, info, planned)
+    process = _start(order, info, planned)
     if not isinstance(process, str):
         return process, order, planned
     note = f"exec.device {planned.device} is not here ({process}); exec.allow_cpu_fallback: the run went on the CPU"
     print(f"finetune: {note}", file=sys.stderr)
     on_cpu = order.contract.model_copy(update={"exec": order.contract.exec.model_copy(update={"device": "CPU"})})
     planned = launch.settle(replace(order, contract=on_cpu, resume=None), {info.name: info}, options)
-    process = launch.start(order, info, planned)
+    process = _start(order, info, planned)
     assert not isinstance(process, str)  # there is no device to fall back to from the CPU
     return process, replace(order, notes=(note, *planned.notes)), planned
+
+
+def _start(order: Order, info: StackInfo, planned: ExecutionPlan) -> StackProcess | str:
+    """See contract.training.launch.start; a worker that does not come up is told of as one that ends later."""
+    from contract.commands.train_end import tell_failure
+    from contract.training import launch
+    from contract.worker.answers import HarnessError, RequestFailed
+
+    try:
+        return launch.start(order, info, planned)
+    except (HarnessError, RequestFailed) as error:
+        tell_failure(error, order.folder, planned)
 
 
 def _run(process: StackProcess, order: Order, info: StackInfo, planned: ExecutionPlan) -> None:
     """Asks the worker to train, shows how it goes, and says how it went."""
     from contract.commands.train_end import again, tell_end, tell_failure
     from contract.commands.train_view import view
-    from contract.commands.two_interrupts import TwoInterrupts
+    from contract.commands.two_interrupts import TwoInterrupts, Watch
     from contract.errors import Interrupted
     from contract.training import launch
     from contract.worker.answers import HarnessError, RequestFailed
 
     try:
         with view() as shown, TwoInterrupts() as interrupts:
-            watched = _Watch(process, shown, interrupts)
-            answer = launch.submit(process, order, info).result(watched)
+            asked = partial(shown.say, "stopping after this step; Ctrl-C again ends at once")
+            watch = Watch(process, interrupts, show=shown.show, asked=asked)
+            answer = launch.submit(process, order, info).result(watch)
     except KeyboardInterrupt:
         process.kill()
         raise Interrupted(f"ended at once; what was saved is whole, and goes on with: {again(order.folder)}") from None
@@ -103,23 +115,9 @@ def _require_writable(folder: Path) -> None:
     import tempfile
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-class _Watch:
-    """Shows each progress frame, and hands Ctrl-C on: `cancel` for the first one, KeyboardInterrupt for the second."""
-
-    def __init__(self, process: StackProcess, shown: View, interrupts: TwoInterrupts) -> None:
-        self._process, self._shown, self._interrupts = process, shown, interrupts
-        self._cancelled = False
-
-    def __call__(self, values: dict[str, Any] | None) -> None:
-        if values is not None:
-            self._shown.show(values)
-        if self._interrupts.twice:
-            raise KeyboardInterrupt
-        if self._interrupts.asked and not self._cancelled:
-            self._cancelled = True
-            self._process.submit("cancel")
-            self._shown.say("stopping after this step; Ctrl-C again ends at once")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        error.filename = str(folder)  # not that of a file which nobody asked for
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -52,14 +52,14 @@ def tell_end(values: dict[str, Any], shown: View, folder: Path, planned: Executi
 
 
 _ADVICE = {
-    "not_finite": "lower exec.learning_rate or mend those rows, in a run of its own; this one goes on from there with: ",
+    "not_finite": "lower exec.learning_rate or mend those rows, in a run of its own; this one would end so again: ",
     "out_of_memory": "with other fields it's a run of its own; with more memory this one goes on with: ",
     "skip_rate": "mend the rows, raise exec.seq_len, or raise exec.max_skip_rate, in a run of its own; this one would end so again: ",
     "output": "see to its rights and space; then go on with: ",
 }
 
 
-def tell_failure(error: HarnessError | RequestFailed, folder: Path, planned: ExecutionPlan) -> None:
+def tell_failure(error: HarnessError | RequestFailed, folder: Path, planned: ExecutionPlan) -> NoReturn:
     """Of a request that failed, or of a worker that ended.
 
     Raises:

@@ -101,14 +101,14 @@ def _stack(asked: Asked, stacks: Mapping[str, StackInfo], layout: Layout) -> Sta
     info.require_installed()
     if asked.device is not None and asked.device not in info.capabilities.devices:
         raise ContractError("--device", got=brief(asked.device), allowed=", ".join(info.capabilities.devices), remedy="name one of them")
-    graphs, training = info.capabilities.graphs, info.capabilities.training
+    graphs = info.capabilities.graphs
     dtypes = () if graphs is None else graphs.architectures.get(layout.model_type, ())
     if asked.dtype not in dtypes:
         allowed = ", ".join(dtypes) or f"another model: {name} has {', '.join(graphs.architectures) if graphs else 'no graph'}"
         raise ContractError(
             "--model", got=f"{layout.model_type} in {asked.dtype}", allowed=allowed, remedy="take another --dtype or --stack"
         )
-    lacking = sorted(set(layout.options) - set(training.layout_options if training else ()))
+    lacking = sorted(set(layout.options) - set(graphs.layout_options if graphs else ()))
     if lacking:
         raise ContractError("--model", got=", ".join(lacking), allowed="what the stack's graph has", remedy="take another model or --stack")
     return info

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.artifacts import saved
+from contract.artifacts.kinds import ADAPTERS
 from contract.artifacts.manifest import FILE as MANIFEST
 from contract.artifacts.manifest import TrainingManifest, read_manifest
+from contract.artifacts.output_folder import require_free
 from contract.artifacts.telemetry import FILE as TELEMETRY
 from contract.errors import ContractError
 from contract.reading import json_file
@@ -191,11 +194,21 @@ def _require_folder(folder: Path, *, resume: bool) -> TrainingManifest | None:
         return None
     if names & {MANIFEST, TELEMETRY, checkpoints.FOLDER}:
         if resume:
+            _require_replaceable(folder)
             return read_manifest(folder / MANIFEST)
         got, remedy = "a folder that holds a run already", "add --resume to go on with it, or give another folder"
     else:
         got, remedy = "a folder that holds something else", "give another one"
     raise ContractError(str(folder), got=got, allowed="a folder that is new or empty", remedy=remedy)
+
+
+def _require_replaceable(folder: Path) -> None:
+    """What lies where the adapters go is told of now, not after the last step."""
+    for name in (saved.ADAPTER, saved.PEFT):
+        try:
+            require_free(folder / name, force=True, replaces=ADAPTERS, sources=())
+        except ContractError as error:
+            raise ContractError(error.place, got=error.got, allowed="an adapter, or nothing", remedy="move it elsewhere") from None
 
 
 def _manifest(path: Path | None) -> TrainingManifest | None:

@@ -45,6 +45,41 @@ class Answer:
     busy_ns: tuple[int, int] = (0, 0)
 
 
+class NotAnAnswer(ValueError):
+    """A frame that the protocol does not have; the message says what of it."""
+
+
+def answer_of(header: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Answer:
+    """What a frame with status `ok` answers. Raises: NotAnAnswer."""
+    values, busy = header.get("values", {}), header.get("busy_ns", [0, 0])
+    if not isinstance(values, dict):
+        raise NotAnAnswer(f"answered values that are a {type(values).__name__}, must be an object")
+    if not (isinstance(busy, list) and len(busy) == 2 and all(isinstance(time, int) for time in busy)):
+        raise NotAnAnswer(f"answered busy_ns {busy!r}, must be two integers")
+    return Answer(values, tensors, (busy[0], busy[1]))
+
+
+def progress_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a frame with status `progress`. Raises: NotAnAnswer."""
+    values = header.get("values")
+    if not isinstance(values, dict):
+        raise NotAnAnswer(f"sent progress that is a {type(values).__name__}, must be an object")
+    return values
+
+
+def failure_of(stack: str, header: Mapping[str, Any]) -> RequestFailed:
+    """What a frame with status `error` says. Raises: NotAnAnswer."""
+    error = header.get("error")
+    if not isinstance(error, dict) or not {"class", "message", "traceback"} <= set(error):
+        raise NotAnAnswer("answered an error without class, message and traceback")
+    return RequestFailed(stack, *(_printable(str(error[part])) for part in ("class", "message", "traceback")))
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates, which JSON can carry and UTF-8 can't, as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def check_answer(
     stack: str, op: str, attrs: Mapping[str, Any], tensors: Mapping[str, np.ndarray], answered: Mapping[str, np.ndarray]
 ) -> None:

@@ -11,9 +11,19 @@ import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import cast
+
+
+@dataclass
+class Mutation:
+    """A bug to plant in a worker: `find` stands once in the module's source, and `replace` takes its place."""
+
+    module: str
+    find: str
+    replace: str
 
 
 class _PatchedLoader(importlib.abc.InspectLoader):

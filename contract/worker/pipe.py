@@ -72,6 +72,13 @@ class WorkerPipe:
         except subprocess.TimeoutExpired:
             return None
 
+    def how_it_ended(self, seconds: float) -> str:
+        """In words, of a process that no longer answers."""
+        code = self.exit_code(seconds)
+        if code is None:
+            return "closed its pipe"
+        return f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal(-code)}"
+
     def kill(self) -> None:
         """Ends the process and its children at once, and waits for it."""
         # macOS answers PermissionError for a group of which only a zombie is left
@@ -89,3 +96,10 @@ class WorkerPipe:
                     self.frames.put(wire.receive(pipe))
             except Exception as error:
                 self.frames.put(error)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

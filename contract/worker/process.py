@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from contract.errors import MissingError
-from contract.worker import wire
-from contract.worker.answers import Answer, HarnessError, ProtocolBroken, RequestFailed, WorkerDied, WorkerHung, check_answer
+from contract.worker import answers, wire
+from contract.worker.answers import Answer, HarnessError, NotAnAnswer, ProtocolBroken, RequestFailed, WorkerDied, WorkerHung, check_answer
 from contract.worker.files import FileReference
+from contract.worker.mutation import Mutation
+from contract.worker.pending import Pending, Watch
 from contract.worker.pipe import Frame, WorkerPipe
 
 __all__ = [
@@ -42,19 +43,10 @@ TICK_SECONDS = 0.2
 GREETING = 0
 """Id of the frame that a worker sends unasked once its stack is made."""
 
+Parameters = ParamSpec("Parameters")
+Read = TypeVar("Read")
+
 TensorOrReference = np.ndarray | FileReference
-
-Watch = Callable[[dict[str, Any] | None], None]
-"""Told a progress frame's values, or None where nothing came for a while."""
-
-
-@dataclass
-class Mutation:
-    """A bug to plant in the worker (see contract.worker.mutation)."""
-
-    module: str
-    find: str
-    replace: str
 
 
 @dataclass
@@ -64,31 +56,6 @@ class _Process:
     pipe: WorkerPipe
     unanswered: set[int] = field(default_factory=lambda: {GREETING})
     answered: dict[int, Frame] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A request on its way; `result` waits for the answer."""
-
-    stack: StackProcess
-    request_id: int
-    header: dict[str, Any]
-    tensors: dict[str, np.ndarray]
-    seconds: float
-    start: int
-
-    def result(self, watch: Watch | None = None) -> Answer:
-        """Waits for the answer.
-
-        Args:
-            watch: told of each progress frame meanwhile, and called with None where none came for TICK_SECONDS. It may send requests,
-                such as `cancel`; what it raises ends the wait.
-
-        Raises:
-            HarnessError: the worker died, hung, or broke the protocol.
-            RequestFailed: the stack answered with an error.
-        """
-        return self.stack.collect(self, watch)
 
 
 class StackProcess:
@@ -205,7 +172,7 @@ class StackProcess:
         while True:
             header, tensors = self._wait(pending, watch)
             if header["status"] == "ok":
-                return self._answer(header, tensors)
+                return self._read(answers.answer_of, header, tensors)
             sha256 = str(header.get("sha256"))
             if sha256 in sent:
                 raise self._broken(f"asked again for the file with SHA-256 {sha256}, which it was sent")
@@ -286,7 +253,7 @@ class StackProcess:
             header, tensors = self._receive(process, pending, watch)
             if header.get("status") == "progress":
                 if watch is not None and header.get("id") == pending.request_id:
-                    watch(self._progress(header))
+                    watch(self._read(answers.progress_of, header))
                 continue
             answered = header.get("id")
             if not isinstance(answered, int) or answered not in process.unanswered:
@@ -295,7 +262,7 @@ class StackProcess:
             process.answered[answered] = header, tensors
         header, tensors = process.answered.pop(pending.request_id)
         if header.get("status") == "error":
-            raise self._failed(header.get("error"))
+            raise self._read(answers.failure_of, self.name, header)
         if header.get("status") not in ("ok", "need_file"):
             raise self._broken(f"answered with status {header.get('status')!r}; allowed: ok, error, progress, need_file")
         return header, tensors
@@ -317,33 +284,18 @@ class StackProcess:
             raise self._broken(str(frame))
         return frame
 
-    def _progress(self, header: dict[str, Any]) -> dict[str, Any]:
-        values = header.get("values")
-        if not isinstance(values, dict):
-            raise self._broken(f"sent progress that is a {type(values).__name__}, must be an object")
-        return values
-
-    def _answer(self, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Answer:
-        values, busy = header.get("values", {}), header.get("busy_ns", [0, 0])
-        if not isinstance(values, dict):
-            raise self._broken(f"answered values that are a {type(values).__name__}, must be an object")
-        if not (isinstance(busy, list) and len(busy) == 2 and all(isinstance(time, int) for time in busy)):
-            raise self._broken(f"answered busy_ns {busy!r}, must be two integers")
-        return Answer(values, tensors, (busy[0], busy[1]))
-
-    def _failed(self, error: object) -> Exception:
-        if not isinstance(error, dict) or not {"class", "message", "traceback"} <= set(error):
-            return self._broken("answered an error without class, message and traceback")
-        return RequestFailed(self.name, *(_printable(str(error[part])) for part in ("class", "message", "traceback")))
+    def _read(self, read: Callable[Parameters, Read], *given: Parameters.args, **named: Parameters.kwargs) -> Read:
+        try:
+            return read(*given, **named)
+        except NotAnAnswer as error:
+            raise self._broken(str(error)) from None
 
     def _hung(self, seconds: float, what: str) -> WorkerHung:
         return WorkerHung(self._ended(f"{self.name}: took over {seconds:g} s {what}, and was killed"))
 
     def _died(self) -> WorkerDied:
         assert self._process is not None
-        code = self._process.pipe.exit_code(EXIT_SECONDS)
-        how = "closed its pipe" if code is None else f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal(-code)}"
-        return WorkerDied(self._ended(f"{self.name}: the worker {how}"))
+        return WorkerDied(self._ended(f"{self.name}: the worker {self._process.pipe.how_it_ended(EXIT_SECONDS)}"))
 
     def _broken(self, why: str) -> ProtocolBroken:
         return ProtocolBroken(self._ended(f"{self.name}: broke the protocol: {why}"))
@@ -354,15 +306,3 @@ class StackProcess:
         tail = self.log_tail()
         self._ends[self._starts] = f"{message}; its last words:\n{tail}" if tail else message
         return self._ends[self._starts]
-
-
-def _printable(text: str) -> str:
-    """Lone surrogates, which JSON can carry and UTF-8 can't, as question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from contract.worker.serve import Channel
 from contract.worker.stack import Reply
 from stacks.torch_qlora.generate import generate
 from stacks.torch_qlora.graph import Graph
-from stacks.torch_qlora.weights import CheckpointWeights
+from stacks.torch_qlora.weights import CheckpointWeights, CountedWeights
 
 
 def respond(values: Mapping[str, Any], device: torch.device, channel: Channel | None = None) -> Reply:
@@ -80,7 +80,7 @@ def open_model(request: Generation, device: torch.device, report: Callable[[int,
     base, notes = _base(request, adapter)
     plan = GraphPlan(layout=checkpoint.layout, dtype=request.dtype, lora=_lora(adapter), base=base)
     matrices = {} if adapter is None else _every_matrix(plan, adapter)
-    return Opened(graph=Graph(plan, _Counted(CheckpointWeights(checkpoint), report), matrices, device), notes=notes)
+    return Opened(graph=Graph(plan, CountedWeights(CheckpointWeights(checkpoint), report), matrices, device), notes=notes)
 
 
 def _adapter(path: Path, checkpoint: Checkpoint) -> Adapter:
@@ -129,22 +129,3 @@ def _every_matrix(plan: GraphPlan, adapter: Adapter) -> dict[str, np.ndarray]:
     """The matrices of a plan; those that the adapter lacks are zero, which adds nothing."""
     own = tensors_of(adapter)
     return {name: own[name] if name in own else np.zeros(shape, np.float32) for name, (shape, _) in expected_adapter(plan).items()}
-
-
-class _Counted(Mapping[str, np.ndarray]):
-    """Weights, each told of as it is read."""
-
-    def __init__(self, weights: Mapping[str, np.ndarray], report: Callable[[int, int], None]) -> None:
-        self._weights, self._report, self._read = weights, report, 0
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        weight = self._weights[name]
-        self._read += 1
-        self._report(min(self._read, len(self)), len(self))
-        return weight
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)

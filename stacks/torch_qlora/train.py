@@ -9,7 +9,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from stacks.torch_qlora.graph import GraphBatch, open_graph
 from stacks.torch_qlora.models.proxy import Proxy
 from stacks.torch_qlora.optim import AdamW, clip
 from stacks.torch_qlora.optim_8bit import AdamW8
-from stacks.torch_qlora.weights import CheckpointWeights, to_tensor
+from stacks.torch_qlora.weights import CheckpointWeights, CountedWeights, to_tensor
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 """AdamW's; torch's and transformers' defaults, and not a field of the contract."""
@@ -41,8 +41,12 @@ def respond(values: Mapping[str, Any], device: torch.device, channel: Channel | 
     """Answers the request `train`."""
     assert channel is not None, "a worker has one"
 
+    def report(done: int, total: int) -> None:
+        with suppress(OSError):  # a launcher that is gone
+            channel.progress(stage="load", done=done, of=total)
+
     def make(run: Run) -> Prepared:
-        trainer = TorchTrainer(run, device)
+        trainer = TorchTrainer(run, device, report=report)
         on_gpu = device.type == "cuda"
         return Prepared(
             trainer=trainer, notes=trainer.notes, threads=None if on_gpu else torch.get_num_threads(),
@@ -55,6 +59,9 @@ def respond(values: Mapping[str, Any], device: torch.device, channel: Channel | 
 class TorchTrainer:
     """contract.training.trainer.Trainer on one device.
 
+    Args:
+        report: told how many of the model's weights were read, and of how many.
+
     Attributes:
         notes: which production paths the run takes, and why, for the manifest.
 
@@ -63,7 +70,7 @@ class TorchTrainer:
         OutOfMemory: the graph does not fit.
     """
 
-    def __init__(self, run: Run, device: torch.device) -> None:
+    def __init__(self, run: Run, device: torch.device, *, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         self._run, self._device, self._exec = run, device, run.contract.exec
         _require_optimizer(self._exec.optimizer, device)
         if device.type == "cuda":
@@ -71,7 +78,7 @@ class TorchTrainer:
             torch.use_deterministic_algorithms(True, warn_only=True)
         plan, self.notes = paths.chosen(run, device)
         with _out_of_memory():
-            self._graph = open_graph(plan, CheckpointWeights(run.checkpoint), run.initial, device)
+            self._graph = open_graph(plan, CountedWeights(CheckpointWeights(run.checkpoint), report), run.initial, device)
             self._parameters = lora.parameters(self._graph)
             self._optimizer = _optimizer(self._exec, self._parameters)
 

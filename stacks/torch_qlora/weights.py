@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -46,6 +46,25 @@ class CheckpointWeights(Weights):
 
     def __len__(self) -> int:
         return len(self._checkpoint.placed)
+
+
+class CountedWeights(Weights):
+    """Weights, each told of as it is read: how many were, and of how many."""
+
+    def __init__(self, weights: Weights, report: Callable[[int, int], None]) -> None:
+        self._weights, self._report, self._read = weights, report, 0
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weight = self._weights[name]
+        self._read += 1
+        self._report(min(self._read, len(self)), len(self))
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 class Loader:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from contract.artifacts import training_checkpoint
 from contract.artifacts.adapter import Adapter
-from contract.artifacts.training_checkpoint import STATE, TENSORS, Progress, TrainingCheckpoint
+from contract.artifacts.training_checkpoint import STATE, TENSORS, Progress, TrainingCheckpoint, hash_fields
 from contract.errors import ContractError, ContractErrors
 from contract.worker.files import sha256_of
 from tests.contract.artifacts.adapter_cases import LINEARS, adapters, checkpoint_of, content, read_or_refused, refused
@@ -48,6 +48,28 @@ def test_the_same_checkpoint_gives_the_same_bytes_in_two_files_neither_a_pickle(
     assert set(content(tmp_path / "a")) == {STATE, TENSORS}
     names = set(load_file(tmp_path / "a" / TENSORS))
     assert names == {f"{part}.{linear}.lora_{half}" for part in ("adapter", "m", "v") for linear in LINEARS for half in "ab"}
+
+
+def rewrite(state: Path, changed: dict[str, Any]) -> None:
+    """With other values in some fields, and the hash of them."""
+    value = json.loads(state.read_text()) | changed
+    state.write_text(json.dumps(value | {"fields_sha256": hash_fields(value)}))
+
+
+def test_any_other_digit_in_the_state_is_told(tmp_path: Path) -> None:
+    """Each digit of training_checkpoint.json is changed once: none is taken for what was written."""
+    training_checkpoint.write(tmp_path / "c", checkpoint_of())
+    state = tmp_path / "c" / STATE
+    text = state.read_text()
+    digits = [place for place, letter in enumerate(text) if letter.isdigit()]
+    assert len(digits) > 100
+    for place in digits:
+        state.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        with pytest.raises((ContractError, ContractErrors)) as error:
+            training_checkpoint.read(tmp_path / "c")
+        assert str(tmp_path / "c") in refused(error)
+    state.write_text(text)
+    same(training_checkpoint.read(tmp_path / "c"), checkpoint_of())
 
 
 def test_a_tensor_s_file_that_was_changed_is_told_by_its_hash(tmp_path: Path) -> None:
@@ -85,8 +107,7 @@ def test_moments_that_are_not_the_adapter_s(tmp_path: Path, fault: str) -> None:
                     own = f"{part}.{LINEARS[0]}.lora_{half}"
                     tensors[own] = np.ascontiguousarray(tensors[own][:1] if half == "a" else tensors[own][:, :1])
     save_file({own: np.ascontiguousarray(tensor) for own, tensor in tensors.items()}, path)
-    value = json.loads(state.read_text())
-    state.write_text(json.dumps(value | {"tensors_sha256": sha256_of(path)}))
+    rewrite(state, {"tensors_sha256": sha256_of(path)})
     with pytest.raises(ContractError) as error:
         training_checkpoint.read(tmp_path / "c")
     assert str(path) in refused(error)
@@ -120,17 +141,25 @@ def test_moments_are_looked_at_before_anything_is_written(tmp_path: Path) -> Non
 def test_a_state_that_is_not_sound(tmp_path: Path, changed: dict[str, Any]) -> None:
     training_checkpoint.write(tmp_path / "c", checkpoint_of())
     state = tmp_path / "c" / STATE
-    state.write_text(json.dumps(json.loads(state.read_text()) | changed))
+    rewrite(state, changed)
     with pytest.raises((ContractError, ContractErrors)) as error:
         training_checkpoint.read(tmp_path / "c")
     assert str(state) in refused(error)
 
 
-_json = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dictionaries(st.text(max_size=4), st.integers())
+_json = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.dictionaries(st.text(max_size=4), st.integers())
+)
 _FIELDS = (
     "format", "version", "stack", "packages", "contract_digest", "base_sha256", "data", "progress", "updates", "seed", "tensors_sha256",
     "adapter", "x",
 )  # fmt: skip
+"""But fields_sha256, which goes with them."""
 
 
 @given(changed=st.dictionaries(st.sampled_from(_FIELDS), _json, max_size=2))
@@ -138,7 +167,7 @@ def test_any_value_in_any_field_is_read_or_refused(changed: dict[str, Any]) -> N
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "c"
         training_checkpoint.write(folder, checkpoint_of())
-        (folder / STATE).write_text(json.dumps(json.loads((folder / STATE).read_text()) | changed))
+        rewrite(folder / STATE, changed)
         read_or_refused(training_checkpoint.read, folder)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,20 @@ def test_without_a_number_as_many_tokens_as_there_are_positions_for() -> None:
 def test_without_a_name_the_production_lane_s_stack_generates() -> None:
     """Of several the first by name: tinygrad_lora is of the research lane."""
     assert prepare(asked(stack=None), discover()).stack.name == "torch_qlora"
+
+
+def test_an_option_of_a_layout_is_the_graph_s_affair_not_training_s(place: Path, tmp_path: Path) -> None:
+    model = tmp_path / "scaled"
+    tiny_checkpoint.write(model, **SIZES, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    tokenizer().save(str(model / "tokenizer.json"))
+    stacks = discover()
+    with pytest.raises(ContractError, match=r"--model: got rope_scaling.linear; allowed: what the stack's graph has"):
+        prepare(asked(model=str(model)), stacks)
+    capabilities = stacks["writing"].capabilities
+    assert capabilities.graphs is not None
+    graphs = capabilities.graphs.model_copy(update={"layout_options": ("rope_scaling.linear",)})
+    able = replace(stacks["writing"], capabilities=capabilities.model_copy(update={"graphs": graphs}))
+    assert prepare(asked(model=str(model)), {"writing": able}).request.model == str(model)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

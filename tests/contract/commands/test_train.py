@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +91,43 @@ def test_a_folder_that_holds_something_is_refused(home: Path, straight: Path, tm
 def test_what_can_t_be_written_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune("train", "run.json", "--out", "/proc/nothing/out") == 1
     assert only_line(capsys).startswith("finetune: /proc/nothing")
+
+
+def test_a_folder_that_is_read_only_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "out" / "tmpabc"))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    assert finetune("train", "run.json", "--out", tmp_path / "out") == 1
+    assert only_line(capsys) == f"finetune: {tmp_path / 'out'}: Read-only file system; check its folder, rights and space"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["/nowhere/python"], "toy: could not start /nowhere/python: No such file or directory; check its command"),
+        ([sys.executable, "-c", "raise SystemExit(3)"], "toy: the worker ended with exit code 3"),
+    ],
+)
+def test_a_worker_that_does_not_come_up_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], words: str
+) -> None:
+    toy_run.make(tmp_path / "other")
+    configured = tmp_path / "other" / "parity.toml"
+    configured.write_text(f'[stacks.toy]\ncommand = {json.dumps(command)}\ncapabilities = "toy.json"\n')
+    os.chdir(tmp_path / "other")
+    assert finetune("train", "run.json", "--out", "out") == 1
+    assert only_line(capsys).startswith(f"finetune: {words}; there is no checkpoint yet; go on with: finetune train --out ")
+
+
+def test_what_lies_where_the_adapters_go_is_told_before_the_run_goes_on(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(straight / "peft")
+    (straight / "peft").mkdir()
+    (straight / "peft" / "notes.txt").write_text("mine")
+    before = (straight / "training_manifest.json").read_bytes()
+    assert finetune("train", "--out", straight, "--resume") == 2
+    assert only_line(capsys) == f"finetune: {straight / 'peft'}: got something else; allowed: an adapter, or nothing; move it elsewhere"
+    assert (straight / "training_manifest.json").read_bytes() == before
 
 
 def test_another_contract_is_refused_by_both_digests(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +217,8 @@ def test_a_run_that_fails_says_why_what_is_kept_and_how_to_go_on(
     there = "there is no checkpoint yet" if device == "OOMLOAD" else f"the checkpoint {out / 'checkpoints' / 'step-00000002'} is kept"
     assert there in line
     assert line.endswith(f"finetune train --out {out} --resume")
+    if device.startswith("NAN"):  # a step is the same each time
+        assert "in a run of its own; this one would end so again: " in line
     if device.startswith("OOM"):
         assert any(words in line for words in ("lower exec.batch_size", "lower adapter.rank", "set quant.base"))
 
