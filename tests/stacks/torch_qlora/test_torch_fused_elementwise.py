@@ -9,7 +9,10 @@ import torch
 
 from stacks.torch_qlora.activation import silu
 from stacks.torch_qlora.fused_elementwise import fused_rms_norm, fused_swiglu
-from stacks.torch_qlora.norm import rms_norm
+from stacks.torch_qlora.graph import Graph
+from stacks.torch_qlora.norm import RmsNorm, rms_norm
+from tests.stacks.torch_qlora.tiny_architectures import plan
+from tests.stacks.torch_qlora.tiny_torch_graph import weights
 
 ROWS, WIDTH, EPS = (2, 3), 48, 0.05
 """eps as large as shows where it stands."""
@@ -87,3 +90,13 @@ def test_only_the_inputs_are_kept() -> None:
         fused_swiglu(gate, up)
     rows = ROWS[0] * ROWS[1]
     assert sorted(kept) == sorted([rows * WIDTH, WIDTH, rows, rows * WIDTH, rows * WIDTH])
+
+
+def test_a_graph_on_the_path_takes_both_everywhere() -> None:
+    wanted = plan("qwen3", "float32", paths=("fused_elementwise",))
+    graph = Graph(wanted, weights(wanted), weights(wanted), torch.device("cpu"))
+    norms = [module for module in graph.modules() if isinstance(module, RmsNorm)]
+    assert len(norms) == 2 * 4 + 1  # two of a layer's stream, two of its heads, and the last one
+    made = {norm(torch.ones(1, len(norm.weight), requires_grad=True)).grad_fn.name() for norm in norms}
+    assert made == {fused_rms_norm(torch.ones(1, 1, requires_grad=True), torch.ones(1), EPS).grad_fn.name()}
+    assert all(block.fused_elementwise for block in graph.layers.values())

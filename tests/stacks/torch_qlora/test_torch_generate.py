@@ -175,6 +175,11 @@ def test_a_token_is_drawn_by_the_rule(logits: list[float], temperature: float, t
         assert got == choose(torch.tensor([logits]), GREEDY, sequences=[0], positions=[0])
 
 
+def test_a_number_on_the_border_draws_the_token_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_module, "uniform", lambda **_: np.array([0.5]))
+    assert choose(torch.zeros(1, 4), Sampling(temperature=1.0), sequences=[0], positions=[0]) == [2]
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
 def test_as_temperature_falls_to_zero_drawing_becomes_greedy(temperature: float) -> None:
     graph = graph_of("qwen3")
@@ -204,6 +209,15 @@ def test_cancelling_answers_what_there_is() -> None:
     assert [(len(one.ids), one.finish) for one in found] == [(3, "cancelled")] * 4
     assert [tuple(new[row] for new in seen) for row in range(4)] == [one.ids for one in found]
     assert generate(graph, PROMPTS, max_new_tokens=2, sampling=GREEDY, cancelled=lambda: True)[0].ids == ()
+
+
+def test_an_end_that_is_also_the_last_token_allowed_is_an_end() -> None:
+    graph, (prompt, *_) = graph_of("llama"), PROMPTS
+    (free,) = generate(graph, [prompt], max_new_tokens=12, sampling=WARM)
+    last = max(free.ids.index(token) for token in free.ids)
+    (found,) = generate(graph, [prompt], max_new_tokens=last + 1, stop=(28, free.ids[last]), sampling=WARM)
+    assert (found.ids, found.finish) == (free.ids[: last + 1], "stop")
+    assert 28 not in free.ids
 
 
 def test_positions_beyond_the_model_s_are_refused() -> None:

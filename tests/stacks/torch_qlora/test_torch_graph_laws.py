@@ -100,6 +100,16 @@ def test_packed_rows_are_rows_apart(name: str, paths: str) -> None:
 
 @every
 @both
+def test_a_section_of_a_packed_batch_is_its_part_of_the_whole(name: str, paths: str) -> None:
+    tensors = request(collate([examples()], pad_id=0, width=sum(LENGTHS) + 2))
+    whole = answer(name, paths, tensors, "layers.0.output", "layers.1.output")
+    given = {"input": whole["layers.0.output"], "positions": tensors["positions"], "segments": tensors["segments"]}
+    found = stack(name, paths).block(GRAPH, "layers.1", given).tensors
+    assert found["output"].tobytes() == whole["layers.1.output"].tobytes()
+
+
+@every
+@both
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing_and_sees_nothing(name: str, paths: str, side: str) -> None:
     example = examples()[0]

@@ -21,6 +21,12 @@ def held(wanted: GraphPlan) -> Graph:
     return Graph(wanted, weights(wanted), weights(wanted), CPU)
 
 
+def test_a_linear_outside_the_blocks_has_masks_of_its_own() -> None:
+    """By contract/data/dropout.py its layer is -1, which is no block's."""
+    assert lora.site("layers.12.q_proj") == (12, "q_proj")
+    assert lora.site("lm_head") == (-1, "lm_head")
+
+
 @pytest.mark.parametrize("targets", [("q_proj",), ("down_proj", "v_proj"), tuple(taps.LINEARS)], ids="-".join)
 def test_peft_wraps_the_targets_and_nothing_else(targets: tuple[str, ...]) -> None:
     wanted = plan(lora=Lora(rank=3, alpha=8, targets=targets))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from stacks.torch_qlora.optim import AdamW
 from tests.stacks.torch_qlora.tiny_torch_graph import gamma
 from tests.stacks.torch_qlora.torch_compute import DTYPES, assert_rounded, computed, drawn, wide
 
@@ -62,6 +63,19 @@ def test_what_was_given_stays_and_nothing_to_do_changes_nothing(dtype: str) -> N
     still = given | {name: np.zeros(N) for name in ("gradient", "m", "v")}
     got = computed("adamw_step", SETTINGS | {"weight_decay": 0}, still, dtype)
     assert got["weight_next"].tobytes() == given["weight"].tobytes()
+
+
+def test_moments_that_were_given_stay() -> None:
+    parameter = torch.nn.Parameter(torch.ones(N))
+    m, v = {"weight": torch.full((N,), 0.5)}, {"weight": torch.full((N,), 0.25)}
+    optimizer = AdamW({"weight": parameter}, beta1=0.8, beta2=0.95, eps=0.01, weight_decay=0.3)
+    optimizer.restore(m, v, 7)
+    parameter.grad = torch.ones(N)
+    optimizer.update(0.125)
+    assert (m["weight"] == 0.5).all()
+    assert (v["weight"] == 0.25).all()
+    assert all((moments["weight"] != given["weight"]).all() for moments, given in zip(optimizer.moments(), (m, v), strict=True))
+    assert optimizer.updates == 8
 
 
 @pytest.mark.parametrize("max_norm", [0.75, 4.0])

@@ -73,7 +73,7 @@ class Sizes:
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("block_size", [32, 64])
 def test_an_nf4_base_is_its_dequantised_weights(block_size: int, double_quant: bool) -> None:
-    """The plain path is the graph of the values that nf4 and its nested absmax stand for, widened exactly."""
+    """The plain path is the graph of the values that nf4 and its nested absmax stand for, widened exactly, in bfloat16 rounded once."""
     base = Nf4(block_size=block_size, double_quant=double_quant)
     tensors = weights(plan())
     rounded = dict(tensors)
@@ -81,7 +81,7 @@ def test_an_nf4_base_is_its_dequantised_weights(block_size: int, double_quant: b
         if name.rpartition(".")[2] in taps.LINEARS:
             rounded[name] = dequantised(tensors[name], block_size, double_quant)
             assert (rounded[name] != tensors[name]).any()
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, "bfloat16"):
         got, expected = gradients(plan(dtype, base=base), tensors), gradients(plan(dtype), rounded)
         assert all(got[name].tobytes() == expected[name].tobytes() for name in expected)
 
@@ -105,8 +105,9 @@ def test_nf4_linear_is_the_plain_path_but_for_the_order_of_sums(double_quant: bo
         assert np.abs(path[name] - exact).max() <= 2 * own_error + unit("float32") * np.abs(exact).max(), name
 
 
-def test_nf4_weights_are_held_as_codes() -> None:
-    wanted = plan("float32", base=Nf4(), paths=("nf4_linear",))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nf4_weights_are_held_as_codes(dtype: str) -> None:
+    wanted = plan(dtype, base=Nf4(), paths=("nf4_linear",))
     held = Graph(wanted, weights(wanted), weights(wanted), CPU)
     linears = [module for module in held.modules() if isinstance(module, Linear4bit)]
     assert len(linears) == 3 * len(taps.LINEARS)

@@ -295,6 +295,19 @@ def test_sections_one_after_the_other_are_the_whole_graph() -> None:
 
 
 @pytest.mark.parametrize("section", ["layers.2", "head"])
+def test_a_section_that_is_held_alone_is_that_of_the_whole_graph(section: str) -> None:
+    """Also its divisor, which the blocks of the graph count for and not those that are held."""
+    wanted, whole = plan(), gradients(plan())
+    alone = plan(sections=(section,))
+    names = graph.weights(alone) | graph.adapter(alone)
+    stack = opened(alone, {name: tensor for name, tensor in tensors_of(wanted).items() if name in names})
+    before = "layers.1.output" if section == "layers.2" else "layers.3.output"
+    found = stack.block(GRAPH, section, {"input": whole[before]}).tensors
+    assert {"output", "lm_head"} & found.keys()
+    assert all(value.tobytes() == whole[taps.prefix(section) + tap].tobytes() for tap, value in found.items())
+
+
+@pytest.mark.parametrize("section", ["layers.2", "head"])
 def test_a_section_with_everything_given(section: str) -> None:
     wanted, generator = plan(), np.random.default_rng(2)
     given: dict[str, np.ndarray] = {"input": generator.standard_normal((BATCH, TOKENS, 48))}

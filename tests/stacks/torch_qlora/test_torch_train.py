@@ -14,10 +14,13 @@ import torch
 from contract.data import dropout
 from contract.data.steps import Step
 from contract.errors import ContractError
+from contract.training.session import About
 from contract.training.trainer import NotFinite, OutOfMemory
 from stacks.torch_qlora import train as training
 from stacks.torch_qlora.graph import GraphBatch
+from stacks.torch_qlora.paths import ALWAYS
 from stacks.torch_qlora.train import BETA1, TorchTrainer
+from tests.contract.training.killed import Deaf
 from tests.stacks.torch_qlora.tiny_torch_run import bits, examples, run_in, step_of, trainer_of
 
 BETWEEN = math.sqrt(2.0**-24 * 2.0**-53)
@@ -74,6 +77,21 @@ def test_packed_rows_are_rows_apart(folder: Path, adapter: dict[str, Any]) -> No
     assert_same(apart, gradients(trainer_of(run, dtype="float64"), packed))
 
 
+def test_a_packed_batch_keeps_its_positions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RoPE would not show it, whose scores know distances alone; learned positions would."""
+    trainer, rows, given = trainer_of(run_in(folder)), examples(4), []
+    step = step_of([[[rows[1], rows[3]], [rows[2], rows[0]]]])
+    (batch,) = step.batches
+    right = trainer._graph.loss_sum
+    monkeypatch.setattr(trainer._graph, "loss_sum", lambda batch: given.append(batch) or right(batch))
+    trainer.step(step, 1e-3)
+    trainer.loss_sum(batch)
+    for one in given:
+        assert one.positions_BT.tolist() == batch.positions_BT.tolist()
+        assert one.segments_BT.tolist() == batch.segments_BT.tolist()
+    assert len(given) == 2
+
+
 def test_padding_changes_nothing(folder: Path) -> None:
     run, rows = run_in(folder, exec=UNCLIPPED, adapter=DROPPED), [[one] for one in examples(3)]
     narrow, wide = (gradients(trainer_of(run, dtype="float64"), step_of([rows], width=width)) for width in (None, 20))
@@ -113,6 +131,7 @@ def test_masks_are_the_contracts(folder: Path) -> None:
     masks = trainer._masks
 
     def watched(number: int, given: Any) -> Any:
+        assert number == step.number
         keep = masks(number, given)
         return lambda path, width: asked.append((path, width)) or keep(path, width)
 
@@ -165,6 +184,18 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def test_the_request_tells_how_far_the_model_is_loaded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantising takes longer than two seconds on a model that is not tiny."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, channel = run_in(folder, exec={"max_steps": 1}), Deaf()
+    about = About(stack="torch_qlora", packages=("torch",), device="CPU").model_dump(mode="json")
+    values = {"contract": run.contract.model_dump(mode="json"), "folder": str(tmp_path / "out"), "about": about}
+    assert training.respond(values, torch.device("cpu"), channel).values["end"] == "done"
+    told = [(frame["done"], frame["of"]) for frame in channel.frames if frame["stage"] == "load" and "done" in frame]
+    weights = len(run.checkpoint.placed)
+    assert told == [(number, weights) for number in range(1, weights + 1)]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_restored_is_uninterrupted_bit_for_bit(folder: Path, case: str) -> None:
     """6 steps, and 3 steps and 3 of a new trainer; so twice the same steps are the same bits too."""
@@ -189,9 +220,8 @@ def steps(run: Any, first: int, last: int) -> Iterator[Step]:
 @pytest.mark.parametrize("case", ["nf4", "nf4_bfloat16"])
 def test_what_memory_decides_changes_no_bit(folder: Path, case: str) -> None:
     run, states = run_in(folder, **CASES[case]), []
-    usual = ("chunked_loss", "fused_attention", "fused_lora")
     for more in ((), ("nf4_linear",), ("checkpoint",), ("nf4_linear", "checkpoint")):
-        trainer = trainer_of(run, with_paths=(*usual, *more))
+        trainer = trainer_of(run, with_paths=(*ALWAYS, *more))
         for step in steps(run, 0, 2):
             trainer.step(step, 1e-3)
         states.append(bits(trainer.state()))
