@@ -23,8 +23,6 @@ GRAPHS_PER_EXAMPLE = 4
 """How many examples of a primitive a drawn graph stands for."""
 SEVERAL_PER_EXAMPLE = 12
 """The same where every graph of the check is asked once anyway."""
-MOST_GRAPHS = 500
-"""A graph takes a second or two: a night is not long enough for more."""
 
 NF4 = Nf4(block_size=64, double_quant=True, offsets_given=True)
 
@@ -162,7 +160,7 @@ def _drawn_check(
     """each: every graph is asked once in any run, beside those that are drawn."""
     return Check(
         id=name, tier="C", title=title, operations=(), plans=plans, not_applicable=not_applicable, cases=draw.cases(),
-        cost=SEVERAL_PER_EXAMPLE if each else GRAPHS_PER_EXAMPLE, most=MOST_GRAPHS, fixed_cases=draw.each if each else None,
+        cost=SEVERAL_PER_EXAMPLE if each else GRAPHS_PER_EXAMPLE, most=graph_draws.MOST_GRAPHS, fixed_cases=draw.each if each else None,
         fixed_count=len(draw.recipes) if each else 0, locate=_locate,
     )  # fmt: skip
 

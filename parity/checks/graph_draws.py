@@ -23,6 +23,8 @@ from parity.reference.graph import Batch
 
 MODEL = "smollm2-135m"
 """The real checkpoint, unless another one is named."""
+MOST_GRAPHS = 500
+"""A graph takes a second or two: a night is not long enough for more."""
 MODEL_TOKENS = 16
 MODEL_SEQUENCES = 2
 FEWEST_TOKENS = 3

@@ -11,7 +11,7 @@ from contract.worker.process import StackProcess
 from parity.checks import graph_judges
 from parity.checks.check import Answered, Arrays, Case, Check, GraphNeeds, Plan, Question, Tell
 from parity.checks.graph_case import GraphAsk, GraphCase
-from parity.checks.graph_draws import Draw
+from parity.checks.graph_draws import MOST_GRAPHS, Draw
 from parity.checks.graph_laws import LAWS, PACKED_LAWS, Law
 from parity.checks.graph_layouts import OPTIONS, PLAIN
 from parity.find import bisect
@@ -43,7 +43,7 @@ def _check(name: str, title: str, laws: Sequence[Law], draw: Draw, needs: GraphN
         judge=lambda case, answered, false_alarm: _judge(case, answered, false_alarm, laws), statistical=1, graph=needs,
     )  # fmt: skip
     return Check(
-        id=name, tier="C", title=title, operations=(), plans=(plan,), cases=draw.cases(), cost=LAWS_PER_EXAMPLE,
+        id=name, tier="C", title=title, operations=(), plans=(plan,), cases=draw.cases(), cost=LAWS_PER_EXAMPLE, most=MOST_GRAPHS,
         not_applicable=dict.fromkeys((Question.SAME_FUNCTION, Question.FAST_PATH), ALONE),
         locate=lambda case, plan, process, declared, tell: _locate(case, process, declared, tell, laws),
     )  # fmt: skip
