@@ -238,10 +238,10 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_what_was_there_whole(home: 
 def test_frames_tell_of_every_stage(home: Path, tmp_path: Path) -> None:
     channel = Deaf()
     trained(home, tmp_path / "run", channel=channel, packing=True, warmup_steps=1)
-    stages = dict.fromkeys(frame["stage"] for frame in channel.frames)
-    stages.pop("hash", None)  # told of a file that is not remembered, or that was written within the last two seconds
-    assert list(stages) == ["pack", "load", "begin", "validate", "train", "save"]
-    assert channel.frames[0] == {"stage": "pack", "done": 29, "of": 29}
+    # Hashing is told of a file that is not remembered, or that was written within the last two seconds.
+    frames = [frame for frame in channel.frames if frame["stage"] != "hash"]
+    assert list(dict.fromkeys(frame["stage"] for frame in frames)) == ["pack", "load", "begin", "validate", "train", "save"]
+    assert frames[0] == {"stage": "pack", "done": 29, "of": 29}
     for frame in channel.frames:
         json.dumps(frame, allow_nan=False)
 
