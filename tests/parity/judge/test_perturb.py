@@ -228,8 +228,8 @@ def test_with_every_tap_given_each_response_is_one_operation_s_own() -> None:
 def test_each_operation_s_response_is_what_float32_errs_by(section: str, order: str) -> None:
     """Operation by operation: within the limits, and of their size. A rounding's root mean square is 0.77 of the largest it may be."""
     for name, (ratio, rows) in operation_ratios(case(2, tokens=17, batch=4), section, order).items():
-        few = rows < 16
-        assert (0.1 if few else 0.25) < ratio < (1.6 if few else 1.25), f"{name}: {ratio}"
+        # A mean over few rows scatters: pairwise, the 12 rows of one gradient come to 0.225. Too large, none of over ten rows is.
+        assert (0.1 if rows < 16 else 0.25) < ratio < (1.6 if rows < 10 else 1.25), f"{name}: {ratio}"
 
 
 def operation_ratios(it: Case, section: str, order: str) -> dict[str, tuple[float, int]]:
