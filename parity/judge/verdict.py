@@ -217,13 +217,15 @@ def _first(differing: np.ndarray) -> tuple[int, ...]:
 def _just_above(observed: np.ndarray, expected: np.ndarray, limit: np.ndarray) -> np.ndarray:
     """The observed tensor with its first element whose expected value is finite moved to the first float64 past its bound.
 
-    Where no expected value is finite, any finite number is past it.
+    Where no expected value is finite, any finite number is past it. The way leads from zero: towards it the numbers lie ever closer, and
+    where the bound is as large as the value there are more of them than can be tried before their difference to it changes.
     """
     first = int(np.argmax(np.isfinite(expected)))
     centre, allowed = float(expected.reshape(-1)[first]), float(np.broadcast_to(limit, expected.shape).reshape(-1)[first])
-    wrong = centre + allowed if np.isfinite(centre) else 0.0
-    while np.isfinite(centre) and wrong - centre <= allowed:
-        wrong = float(np.nextafter(wrong, np.inf))
+    outwards = np.copysign(np.inf, centre)
+    wrong = centre + float(np.copysign(allowed, centre)) if np.isfinite(centre) else 0.0
+    while np.isfinite(centre) and abs(wrong - centre) <= allowed:
+        wrong = float(np.nextafter(wrong, outwards))
     moved = observed.copy()
     moved.reshape(-1)[first] = wrong
     return moved

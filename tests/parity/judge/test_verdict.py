@@ -68,6 +68,17 @@ def test_just_above_the_bound_fails(factor: float, sign: int) -> None:
         assert verdict.bound == 1e-3
 
 
+@pytest.mark.parametrize("value", [1.0, -1.0, -5e-15, 0.0])
+@pytest.mark.parametrize("ulps", [-1, 0, 1])
+def test_a_bound_as_large_as_the_value_has_a_number_just_above(value: float, ulps: int) -> None:
+    """Between a negative value and zero lie 2^62 numbers, most of them with the same difference to it: the control goes the other way."""
+    limit = abs(value) if ulps == 0 else float(np.nextafter(abs(value), np.inf * ulps))
+    expected = np.array([value, 2.0])
+    verdict = within("y", expected.copy(), expected, Bound(np.array([max(limit, 0.0), 1.0]), SOURCE))
+    assert verdict.passed
+    assert verdict.controls.missed == ()
+
+
 def test_just_below_the_bound_passes() -> None:
     verdict = within("y", X + 0.999e-3, X, LIMIT)
     assert verdict.passed
