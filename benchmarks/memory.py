@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 import numpy as np
 import psutil
+from memory_run import peaks
 from pydantic import TypeAdapter
 from safetensors.numpy import save_file
 from scipy.optimize import nnls
@@ -42,28 +43,32 @@ from contract.worker.process import StackProcess
 SECONDS = 1800.0
 BASES = ("none", "nf4")
 STACKS = ("torch_qlora", "tinygrad_lora")
+TRAINED = ("tinygrad_lora",)
+"""Those that are measured in a run of four steps (benchmarks/memory_run.py); of the others a worker answers `gradients` twice."""
 FITTED: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "torch_qlora": (("activations", ("BTD", "BTQ")), ("activations", ("BTF",))),
     "tinygrad_lora": (
-        ("activations", ("BTD",)), ("work", ("BTD", "BTQ")), ("work", ("BTF",)), ("work", ("BHTS",)),
-        ("slices", ("head",)), ("slices", ("linears",)),
+        ("activations", ("BTD", "BTQ")), ("activations", ("BTF",)), ("work", ("BTD", "BTQ")), ("work", ("BTF",)), ("work", ("BHTS",)),
     ),
 }  # fmt: skip
 """What is fitted: a field of Memory, and which parts of it share one coefficient. Nearly all models have Q = D.
 
-tinygrad computes a block again in its backward pass, and holds the activations of one block and the inputs of all.
+tinygrad keeps every linear's output, and computes what lies between them again.
 """
 
-SLICES: Mapping[str, dict[str, int] | None] = {"torch_qlora": None, "tinygrad_lora": {"size": 256, "smallest": 16, "head": 0, "linears": 0}}
-"""As stacks/tinygrad_lora/linear.py cuts a frozen linear."""
+SLICES: Mapping[str, dict[str, int] | None] = {"torch_qlora": None, "tinygrad_lora": None}
+"""As a stack cuts a frozen linear."""
+
+PANELLED = ("tinygrad_lora",)
+"""Those that copy a weight to another layout where they multiply by it, as stacks/tinygrad_lora/linear.py does on a CPU."""
 
 PATHS: Mapping[str, tuple[str, ...]] = {
     "torch_qlora": ("chunked_loss", "fused_attention", "fused_lora", "fused_elementwise"), "tinygrad_lora": (),
 }  # fmt: skip
 """The production paths of every run (stacks/torch_qlora/paths.py); on an NF4 base `nf4_linear` too."""
 
-CHUNK: Mapping[str, int | None] = {"torch_qlora": 2**24, "tinygrad_lora": None}
-"""As stacks/torch_qlora/loss.py computes logits."""
+CHUNK: Mapping[str, int | None] = {"torch_qlora": 2**24, "tinygrad_lora": 2**24}
+"""As stacks/*/loss.py computes logits."""
 
 HEAD_APART = {"torch_qlora": False, "tinygrad_lora": True}
 """Whether a tied head is a copy of the embedding: tinygrad's rows are looked up on the host, its head lies on the device."""
@@ -177,6 +182,8 @@ def _read(path: Path) -> list[Row]:
 
 def measure(stack: StackInfo, shape: Shape, base: str, device: str, dtype: ComputeDtype) -> Row:
     """The peaks of a fresh worker."""
+    if stack.name in TRAINED:
+        return _of_run(stack, shape, base, device, dtype)
     rng, layout = np.random.default_rng(0), _layout(shape)
     before = _in_use(0, device)
     with _weights(layout, rng) as references, StackProcess(stack.name, stack.command, device, request_seconds=SECONDS) as process:
@@ -191,10 +198,41 @@ def measure(stack: StackInfo, shape: Shape, base: str, device: str, dtype: Compu
         ids = rng.integers(0, layout.vocab_size, (shape.B, shape.T))
         for _ in range(2):
             if device == "CPU":
-                Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # VmHWM begins anew
+                _anew(worker.pid)
             process.request("gradients", {"graph": "measured", "taps": ["loss"]}, {"ids": ids, "labels": ids})
         running = _in_use(worker.pid, device) - before
     return Row(stack=stack.name, device=device, dtype=dtype, shape=shape.name, base=base, opening=opening, running=running)
+
+
+def _of_run(stack: StackInfo, shape: Shape, base: str, device: str, dtype: ComputeDtype) -> Row:
+    before = _in_use(0, device)
+    run = {
+        "batch_size": shape.B,
+        "seq_len": shape.T,
+        "grad_accum": 1,
+        "epochs": 1,
+        "warmup_steps": 0,
+        "compute_dtype": dtype,
+        "device": device,
+    }
+    fields = {"lane": "research", "adapter": {"method": "lora", "rank": shape.R}, "quant": {"base": base}, "exec": run}
+    opening, running = peaks(
+        stack,
+        _layout(shape),
+        fields,
+        device=device,
+        seconds=SECONDS,
+        in_use=lambda pid: _in_use(pid, device),
+        anew=_anew if device == "CPU" else int,
+    )
+    return Row(
+        stack=stack.name, device=device, dtype=dtype, shape=shape.name, base=base, opening=opening - before, running=running - before
+    )
+
+
+def _anew(pid: int) -> int:
+    """VmHWM begins anew."""
+    return Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 @contextmanager
@@ -263,6 +301,7 @@ def fit(rows: list[Row], stack: str, device: str, dtype: ComputeDtype) -> Memory
         return Memory.model_validate({**none, **of, "source": "benchmarks/memory.py", **given})
 
     unknown: list[dict[str, Any]] = [{"process": MIB}, {"residue": 1}, {"logits": 1}, {"adapter": 1}]
+    unknown += [{"panels": 1}] if stack in PANELLED else []
     unknown += [{field: dict.fromkeys(parts, 1)} for field, parts in FITTED[stack]]
     columns, wanted = [], []
     for row in grown:
@@ -270,10 +309,11 @@ def fit(rows: list[Row], stack: str, device: str, dtype: ComputeDtype) -> Memory
         columns.append([(_total(row, with_only(**given)) - known) / row.running for given in unknown])
         wanted.append((row.running - known) / row.running)
     process, residue, logits, adapter, *others = (round(float(value), 2) for value in nnls(np.array(columns), np.array(wanted))[0])
+    panels = others.pop(0) if stack in PANELLED else 0.0
     copies: dict[str, dict[str, float]] = {"activations": {}, "work": {}, "slices": {}}
     for (field, parts), value in zip(FITTED[stack], others, strict=True):
         copies[field] |= dict.fromkeys(parts, value) if value else {}
-    result = with_only(process=round(process) * MIB, residue=residue, logits=logits, adapter=adapter, **copies)
+    result = with_only(process=round(process) * MIB, residue=residue, logits=logits, adapter=adapter, panels=panels, **copies)
     return result.model_copy(update={"loading": round(max(0.0, _loading(used, result)), 2)})
 
 

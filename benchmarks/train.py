@@ -1,10 +1,12 @@
 """Optimiser steps of this project's torch stack against transformers, PEFT and bitsandbytes, side by side.
 
 Run: .venv/bin/finetune fetch smollm2-135m; .venv/bin/python benchmarks/train.py [--case f32 ...] [--pairs 7] [--steps 3]
+[--device CUDA] [--model FOLDER]
 
-SmolLM2-135M, 4 x 128 tokens a step, LoRA of rank 16 on all seven linears of a block; the same weights, initial adapter, ids and labels.
-Each side is a fresh process with all cores. After a warm-up they take turns, some steps at a time, the other one waiting: the
-ratio is that of the medians, the spread is that of the pairs' ratios. Memory is each process' own peak, loading included.
+SmolLM2-135M (or the model in FOLDER), 4 x 128 tokens a step, LoRA of rank 16 on all seven linears of a block; the same weights,
+initial adapter, ids and labels. Each side is a fresh process with all cores. After a warm-up they take turns, some steps at a time, the
+other one waiting: the ratio is that of the medians, the spread is that of the pairs' ratios. Memory is each process' own peak, loading
+included; on a GPU what torch had allocated at most.
 The losses of all steps are held against each other, to show that both did the same work.
 """
 
@@ -41,6 +43,14 @@ CASES = {"f32": ("none", "float32"), "bf16": ("none", "bfloat16"), "nf4": ("nf4"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 TEXT = Path(__file__).parent.parent / "examples" / "dialogues" / "train.jsonl"
 GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class On:
+    """What is trained, and where."""
+
+    device: str
+    model: Path
 
 
 @dataclass
@@ -82,16 +92,20 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="of a block")
+    parser.add_argument("--device", default="CPU", choices=("CPU", "CUDA"))
+    parser.add_argument("--model", default=MODEL, help="a known name, or a folder")
     arguments = parser.parse_args()
-    measured = [measure(case, arguments.pairs, arguments.steps) for case in arguments.case or CASES]
-    print(heading(arguments.pairs, arguments.steps))
+    on = On(device=arguments.device, model=folder.locate(arguments.model))
+    measured = [measure(case, on, arguments.pairs, arguments.steps) for case in arguments.case or CASES]
+    print(heading(on, arguments.pairs, arguments.steps))
     print("\n".join([row for row, _ in measured] + [""] + [notes for _, notes in measured]))
 
 
-def heading(pairs: int, steps: int) -> str:
+def heading(on: On, pairs: int, steps: int) -> str:
     """Machine, versions, command, and the table's head."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    cpu += f" and one {_gpu()}" if on.device == "CUDA" else ""
     memory = f"{psutil.virtual_memory().total / GIB:.0f} GiB"
     columns = (
         "base",
@@ -115,10 +129,17 @@ def heading(pairs: int, steps: int) -> str:
     )
 
 
-def measure(case: str, pairs: int, steps: int) -> tuple[str, str]:
+def _gpu() -> str:
+    query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0")
+    name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    return f"{name} (driver {driver})"
+
+
+def measure(case: str, on: On, pairs: int, steps: int) -> tuple[str, str]:
     """A row of the table, and what it took to get there."""
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
-        sides = [_start(name, Path(work), _prepared(case, Path(work)), stack) for name in ("peer", "ours")]
+        _prepare(case, on, Path(work))
+        sides = [_start(name, on, Path(work), stack) for name in ("peer", "ours")]
         for side in sides:
             side.steps(WARM_UP)
         for number in range(pairs):
@@ -141,16 +162,16 @@ def row(case: str, peer: Side, ours: Side, *, tokens: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _start(name: str, work: Path, contract: FineTuneContract, stack: ExitStack) -> Side:
+def _start(name: str, on: On, work: Path, stack: ExitStack) -> Side:
     script = Path(__file__).with_name("train_side.py")
-    command = [sys.executable, str(script), name, str(work / "contract.json"), str(folder.locate(MODEL)), str(work / "data.safetensors")]
+    command = [sys.executable, str(script), name, str(work / "contract.json"), str(on.model), str(work / "data.safetensors")]
     process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     side = Side(name=name, process=process)
     side.notes = side.answer()["notes"]
     return side
 
 
-def _prepared(case: str, work: Path) -> FineTuneContract:
+def _prepare(case: str, on: On, work: Path) -> None:
     """The contract, in a file; the peer's data in another: what the contract's own code makes of the rows, and the initial adapter."""
     base, dtype = CASES[case]
     text = TEXT.read_text().replace("\n", " ")
@@ -159,25 +180,31 @@ def _prepared(case: str, work: Path) -> FineTuneContract:
     (work / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     contract = FineTuneContract.model_validate(
         {
-            "model": {"hf_repo": MODEL},
+            "model": {"hf_repo": str(on.model)},
             "data": {"train_file": str(work / "rows.jsonl"), "validation_split": 0},
             "adapter": {"method": "qlora" if base == "nf4" else "lora"},
             "quant": {"base": base},
-            "exec": {"epochs": 1, "seq_len": T, "batch_size": B, "grad_accum": 1, "compute_dtype": dtype, "warmup_steps": 0},
+            "exec": {
+                "epochs": 1,
+                "seq_len": T,
+                "batch_size": B,
+                "grad_accum": 1,
+                "compute_dtype": dtype,
+                "warmup_steps": 0,
+                "device": on.device,
+            },
         }
     )
     (work / "contract.json").write_text(contract.model_dump_json())
-    model = folder.locate(MODEL)
-    steps = TrainRows(contract, tokenizer_json=model / "tokenizer.json", cache=work / "cache").steps()
+    steps = TrainRows(contract, tokenizer_json=on.model / "tokenizer.json", cache=work / "cache").steps()
     tensors: dict[str, np.ndarray] = {}
     for step in steps.steps():
         [batch] = step.batches
         if batch.ids_BT.shape != (B, T) or not batch.attention_BT.all():
             raise SystemExit(f"{TEXT} gives a batch of {batch.ids_BT.shape} with padding; wanted {(B, T)} without")
         tensors |= {f"ids.{step.number}": batch.ids_BT, f"labels.{step.number}": batch.labels_BT}
-    tensors |= of_contract(layout.read(json_file(model / "config.json")), contract.adapter, contract.exec.seed)
+    tensors |= of_contract(layout.read(json_file(on.model / "config.json")), contract.adapter, contract.exec.seed)
     save_file(tensors, work / "data.safetensors")
-    return contract
 
 
 if __name__ == "__main__":

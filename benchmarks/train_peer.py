@@ -28,8 +28,8 @@ class Peer:
     """
 
     def __init__(self, contract: FineTuneContract, model: Path, data: Path) -> None:
-        self._contract = contract
-        self._tensors = load_file(data)
+        self._contract, self._device = contract, contract.exec.device.lower()
+        self._tensors = load_file(data, device=self._device)
         self._steps = sum(name.startswith("ids.") for name in self._tensors)
         self._model = self._with_lora(self._base(model))
         self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -53,7 +53,7 @@ class Peer:
         return torch.bfloat16 if self._contract.exec.compute_dtype == "bfloat16" else torch.float32
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast("cpu", torch.bfloat16) if self._dtype == torch.bfloat16 else nullcontext()
+        return torch.autocast(self._device, torch.bfloat16) if self._dtype == torch.bfloat16 else nullcontext()
 
     def _base(self, model: Path) -> Any:
         quant = self._contract.quant
@@ -63,7 +63,10 @@ class Peer:
                 "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
                 "bnb_4bit_use_double_quant": quant.double_quant, "bnb_4bit_compute_dtype": self._contract.exec.compute_dtype,
             }  # fmt: skip
-        return AutoModelForCausalLM.from_pretrained(model, dtype=self._dtype, quantization_config=held, attn_implementation="sdpa")
+        placed = self._device if self._device == "cuda" else None
+        return AutoModelForCausalLM.from_pretrained(
+            model, dtype=self._dtype, quantization_config=held, attn_implementation="sdpa", device_map=placed
+        )
 
     def _with_lora(self, base: Any) -> Any:
         adapter = self._contract.adapter

@@ -26,14 +26,16 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not stand between the answers
     contract = FineTuneContract.model_validate_json(Path(contract_path).read_bytes())
     step, notes = _peer(contract, Path(model), Path(data)) if side == "peer" else _ours(contract)
-    done = 0
-    print(json.dumps({"notes": notes, "peak": _peak()}), file=answers)
+    done, on_gpu = 0, contract.exec.device == "CUDA"
+    print(json.dumps({"notes": notes, "peak": _peak(on_gpu)}), file=answers)
     for line in sys.stdin:
         began = time.perf_counter()
         losses = [step(number, contract.exec.learning_rate) for number in range(done, done + int(line))]
+        if on_gpu:
+            _wait()
         seconds = time.perf_counter() - began
         done += int(line)
-        print(json.dumps({"seconds": seconds, "losses": losses, "peak": _peak()}), file=answers)
+        print(json.dumps({"seconds": seconds, "losses": losses, "peak": _peak(on_gpu)}), file=answers)
 
 
 def _peer(contract: FineTuneContract, model: Path, data: Path) -> tuple[Step, list[str]]:
@@ -46,10 +48,12 @@ def _ours(contract: FineTuneContract) -> tuple[Step, list[str]]:
     import torch
 
     from contract.training.inputs import prepare
+    from stacks.torch_qlora import cuda
     from stacks.torch_qlora.train import TorchTrainer
 
-    run = prepare(contract)
-    trainer = TorchTrainer(run, torch.device("cpu"))
+    run, device = prepare(contract), torch.device(contract.exec.device.lower())
+    cuda.start(device)  # as the worker does
+    trainer = TorchTrainer(run, device)
     steps = list(run.steps.steps())
 
     def step(number: int, learning_rate: float) -> float:
@@ -58,8 +62,19 @@ def _ours(contract: FineTuneContract) -> tuple[Step, list[str]]:
     return step, list(trainer.notes)
 
 
-def _peak() -> int:
-    """The most memory that this process has had resident, in bytes (Linux)."""
+def _wait() -> None:
+    """Until the GPU has done what it was asked."""
+    import torch
+
+    torch.cuda.synchronize()
+
+
+def _peak(on_gpu: bool) -> int:
+    """The most memory that this process has had resident, in bytes (Linux); on a GPU the most that torch has had allocated there."""
+    if on_gpu:
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -13,10 +13,11 @@ from contract.worker.operation import Operation, expected_answer
 from contract.worker.operations import OPERATIONS
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
-from stacks.torch_qlora import probe, vml
+from stacks.torch_qlora import cuda, probe, vml
 from stacks.torch_qlora.entries import ENTRIES, Entry, TorchTensors
 
 if TYPE_CHECKING:
+    from contract.training.stepwise import Stepwise
     from stacks.torch_qlora.session import Session
 
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
@@ -30,7 +31,7 @@ class TorchQlora:
         channel: the worker's progress channel; nothing here is long enough to use it.
 
     Raises:
-        NotSupported: an unknown device, or CUDA where torch finds none.
+        NotSupported: an unknown device, CUDA where torch finds none, or settings of CUDA's libraries that give other bits each time.
     """
 
     def __init__(self, device: str, channel: Channel | None = None) -> None:
@@ -41,6 +42,7 @@ class TorchQlora:
                 f"torch {torch.__version__} finds no CUDA device; install a CUDA build of torch and an NVIDIA driver, or use device CPU"
             )
         self._device = torch.device(DEVICES[device])
+        cuda.start(self._device)
         self._channel = channel
         # A float32 product must be one: TF32 and bfloat16 passes keep 10 and 7 bits of the operands.
         torch.set_float32_matmul_precision("highest")
@@ -107,6 +109,25 @@ class TorchQlora:
         from stacks.torch_qlora.train import respond
 
         return respond(values, self._device, self._channel)
+
+    def train_open(self, **values: Any) -> Reply:
+        """See `contract.training.stepwise.Stepwise.open`."""
+        return self._stepwise.open(**values)
+
+    def train_state(self, **values: Any) -> Reply:
+        """See `contract.training.stepwise.Stepwise.state`."""
+        return self._stepwise.state(**values)
+
+    def train_step(self, **values: Any) -> Reply:
+        """See `contract.training.stepwise.Stepwise.step`."""
+        return self._stepwise.step(**values)
+
+    @cached_property
+    def _stepwise(self) -> Stepwise:
+        from contract.training.stepwise import Stepwise
+        from stacks.torch_qlora.train import TorchTrainer
+
+        return Stepwise(lambda run: TorchTrainer(run, self._device))
 
     @cached_property
     def _session(self) -> Session:

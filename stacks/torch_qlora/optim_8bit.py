@@ -5,6 +5,7 @@ Legend: N elements of a parameter, B blocks of 256 of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,6 +19,9 @@ BLOCK_SIZE = 256
 _STATES = (("state1", "absmax1", "qmap1"), ("state2", "absmax2", "qmap2"))
 """Where bitsandbytes has codes, absmax and map of m and of v."""
 
+_LAST_STEP = 2**24
+"""A step at which beta^step is 0 beside 1, so that bitsandbytes corrects no bias; a 32-bit integer to its kernel."""
+
 _ULPS = (0, -1, 1, -2, 2)
 """How far absmax may lie from the quotient that is rounded to find it."""
 
@@ -25,7 +29,13 @@ _ULPS = (0, -1, 1, -2, 2)
 class AdamW8:
     """`optim.AdamW`, with the moments of every parameter of 4,096 elements and more in 8 bits; smaller ones stay in float32.
 
-    bitsandbytes' CUDA kernel applies the decay after the step and not before, so it is applied here, and bitsandbytes' is off.
+    bitsandbytes' CUDA kernel applies the decay after the step and not before, and takes the powers in 1 - beta^step by an approximate
+    intrinsic, which costs 4e-5 of an early update: so the decay is applied here and the biases are corrected here, in float64,
+
+        lr m / (1 - beta1^n) / (sqrt(v / (1 - beta2^n)) + eps) = lr c / (1 - beta1^n) m / (sqrt(v) + c eps),    c = sqrt(1 - beta2^n)
+
+    and bitsandbytes' own are off. Its kernel has beta1 and beta2 as float32 holds them, and 1 - beta2 of that: so they are rounded once,
+    here, and are the same everywhere (0.999 is 0.99900001, and 1 - 0.999 would be 1.3e-5 of itself off).
 
     Args:
         paged: m and v lie in memory that CUDA moves to the host when it runs short.
@@ -36,6 +46,8 @@ class AdamW8:
     ) -> None:
         self.updates = 0
         self._parameters, self._weight_decay = dict(parameters), weight_decay
+        beta1, beta2 = (float(torch.tensor(beta, dtype=torch.float32)) for beta in (beta1, beta2))
+        self._beta1, self._beta2, self._eps = beta1, beta2, eps
         self._optimizer = AdamW8bit(list(parameters.values()), betas=(beta1, beta2), eps=eps, weight_decay=0.0, is_paged=paged)
         self._optimizer.initialized = True  # else the first step asks for overrides of layers, by modules' names
         for index, parameter in enumerate(parameters.values()):
@@ -44,11 +56,13 @@ class AdamW8:
     @torch.no_grad()
     def update(self, lr: float) -> None:
         """One step, with the parameters' gradients."""
-        self._optimizer.param_groups[0]["lr"] = lr
-        for parameter in self._parameters.values():
-            parameter.mul_(1 - lr * self._weight_decay)
-        self._optimizer.step()
         self.updates += 1
+        root = math.sqrt(1 - self._beta2**self.updates)
+        self._optimizer.param_groups[0] |= {"lr": lr * root / (1 - self._beta1**self.updates), "eps": self._eps * root}
+        for name, parameter in self._parameters.items():
+            parameter.mul_(1 - lr * self._weight_decay)
+            self._state(name)["step"] = _LAST_STEP
+        self._optimizer.step()
 
     def moments(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """m and v by name: the float32 values that the codes stand for, which is all that the next step takes of them."""
@@ -65,8 +79,6 @@ class AdamW8:
         for given, keys in zip((m, v), _STATES, strict=True):
             for name in self._parameters:
                 _narrow(self._state(name), keys, given[name], name)
-        for name in self._parameters:
-            self._state(name)["step"] = updates
 
     def _state(self, name: str) -> dict[str, torch.Tensor | int]:
         state: dict[str, torch.Tensor | int] = self._optimizer.state[self._parameters[name]]

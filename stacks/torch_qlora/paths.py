@@ -12,7 +12,7 @@ import torch
 
 from contract.run import device_memory, memory
 from contract.run.survey import declared_memory
-from contract.training.inputs import Run, plan_of
+from contract.training.inputs import Run
 from contract.worker.capabilities import Capabilities
 from contract.worker.plan import GraphPlan, Path
 
@@ -21,7 +21,7 @@ ALWAYS: tuple[Path, ...] = ("chunked_loss", "fused_attention", "fused_lora", "fu
 
 def chosen(run: Run, device: torch.device) -> tuple[GraphPlan, tuple[str, ...]]:
     """The run's graph with its paths, and a line for the manifest."""
-    plan = plan_of(run.contract, run.checkpoint)
+    plan = run.plan
     if plan.graph != "full_causal":
         return _proxy(plan)
     paths = [*ALWAYS, *_by_memory(run, plan, device)]
@@ -53,7 +53,7 @@ def _by_memory(run: Run, plan: GraphPlan, device: torch.device) -> list[Path]:
 
 
 def _from_codes(plan: GraphPlan) -> list[Path]:
-    return ["nf4_linear"] if plan.base else []
+    return ["nf4_linear"] if plan.base and plan.dtype != "float64" else []  # bitsandbytes has no float64
 
 
 def _capabilities() -> Capabilities:

@@ -73,9 +73,6 @@ class TorchTrainer:
     def __init__(self, run: Run, device: torch.device, *, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         self._run, self._device, self._exec = run, device, run.contract.exec
         _require_optimizer(self._exec.optimizer, device)
-        if device.type == "cuda":
-            # Attention's and the embedding's backward add in an order of their own unless they are told not to.
-            torch.use_deterministic_algorithms(True, warn_only=True)
         plan, self.notes = paths.chosen(run, device)
         with _out_of_memory():
             self._graph = open_graph(plan, CountedWeights(CheckpointWeights(run.checkpoint), report), run.initial, device)
@@ -123,7 +120,8 @@ class TorchTrainer:
             ContractError: one that another optimiser gave.
         """
         m, v = (
-            {name: to_tensor(moments[name], torch.float32, self._device) for name in self._parameters} for moments in (state.m, state.v)
+            {name: to_tensor(moments[name], parameter.dtype, self._device) for name, parameter in self._parameters.items()}
+            for moments in (state.m, state.v)
         )
         try:
             self._optimizer.restore(m, v, state.updates)
@@ -133,7 +131,7 @@ class TorchTrainer:
                 remedy="resume from another checkpoint",
             ) from error  # fmt: skip
         for name, parameter in self._parameters.items():
-            parameter.copy_(to_tensor(state.adapter[name], torch.float32, self._device))
+            parameter.copy_(to_tensor(state.adapter[name], parameter.dtype, self._device))
 
     # A step
 

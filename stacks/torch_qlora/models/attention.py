@@ -47,19 +47,27 @@ def fused_attention(
 ) -> torch.Tensor:
     """The context [B, H, T, E] by torch's scaled_dot_product_attention, which keeps no [T, S] for the backward pass.
 
-    K and V are not copied for the heads that share them. A blind token's mask is empty, since a row of -inf is NaN in some kernels;
-    what it then sees is dropped.
+    K and V are not copied for the heads that share them, but where CUDA has no kernel that shares them. A blind token's mask is empty,
+    since a row of -inf is NaN in some kernels; what it then sees is dropped.
     """
     if q_BHTE.dtype == torch.bfloat16 and q_BHTE.device.type == "cpu":
         # The CPU's kernel takes twice the time for the backward pass in bfloat16, of what the casts and float32 take.
         wide = (q_BHTE.float(), k_BKSE.float(), v_BKSE.float())
         return fused_attention(*wide, visible, window=window, divisor=divisor).bfloat16()
     mask = visible.mask(window, q_BHTE.dtype)
+    if q_BHTE.device.type == "cuda" and (mask is not None or q_BHTE.dtype != torch.bfloat16):
+        # Of the kernels that keep no [T, S], the one that takes float32 or a mask knows no shared heads; torch would fall back to none.
+        k_BKSE, v_BKSE = (for_each_head(x_BKSE, q_BHTE.shape[1]) for x_BKSE in (k_BKSE, v_BKSE))
     context_BHTE = torch.nn.functional.scaled_dot_product_attention(
         q_BHTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=mask is None, scale=None if divisor is None else 1 / divisor,
         enable_gqa=q_BHTE.shape[1] != k_BKSE.shape[1],
     )  # fmt: skip
     return context_BHTE if visible.blind_B1T1 is None else context_BHTE.masked_fill(visible.blind_B1T1, 0.0)
+
+
+def for_each_head(x_BKSE: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, K, S, E] -> [B, H, S, E]: head h has what head h // (H / K) has."""
+    return x_BKSE if heads == x_BKSE.shape[1] else x_BKSE.repeat_interleave(heads // x_BKSE.shape[1], dim=1)
 
 
 def split_heads(x_BTQ: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -84,3 +84,27 @@ def test_it_is_adamw_but_for_the_codes() -> None:
         exact = before[name] * (1 - 1e-2 * 0.1) - update
         roundings = 16 * 2.0**-24  # one for each operation on the weight and on the update
         assert np.all(np.abs(parameter.detach().numpy() - exact) <= roundings * (np.abs(before[name]) + np.abs(update)))
+
+
+def test_every_step_is_adamw_of_the_state_that_it_had() -> None:
+    """m and v as the codes stand for them before a step; the step's own are in float32, whatever is then kept of them.
+
+    beta1 and beta2 are float32's, also in the corrections.
+    """
+    beta1, beta2 = float(np.float32(SETTINGS["beta1"])), float(np.float32(SETTINGS["beta2"]))
+    parameters = _parameters()
+    optimizer = AdamW8(parameters, **SETTINGS, paged=False)
+    for number in range(8):
+        m, v = ({name: moment.double() for name, moment in moments.items()} for moments in optimizer.moments())
+        before = {name: parameter.detach().double() for name, parameter in parameters.items()}
+        _steps(optimizer, parameters, number, number + 1)
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None
+            gradient = parameter.grad.double()
+            first, second = beta1 * m[name] + (1 - beta1) * gradient, beta2 * v[name] + (1 - beta2) * gradient**2
+            of_first = beta1 * m[name].abs() + (1 - beta1) * gradient.abs()
+            root = (second / (1 - beta2 ** (number + 1))).sqrt() + 1e-8
+            scale = 1e-2 / (1 - beta1 ** (number + 1)) / root
+            exact = before[name] * (1 - 1e-2 * 0.1) - scale * first
+            roundings = 20 * 2.0**-24  # as of adamw_step's formula: each operation's, those of a sum of its terms' size
+            assert bool(((parameter.detach() - exact).abs() <= roundings * (before[name].abs() + scale * of_first)).all()), (name, number)
