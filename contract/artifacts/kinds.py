@@ -18,6 +18,7 @@ class Kind(StrEnum):
     PEFT = "a PEFT adapter"
     TRAINING_CHECKPOINT = "a training checkpoint"
     MERGED_MODEL = "a merged model"
+    STATIC_ATTENTION = "a static attention"
     BASE_MODEL = "a base model"
 
 
@@ -29,6 +30,7 @@ MARKS = {
     "candle_qlora_adapter_meta.json": Kind.V2,
     "adapter_config.json": Kind.PEFT,
     "merge_manifest.json": Kind.MERGED_MODEL,
+    "static_attention.json": Kind.STATIC_ATTENTION,
 }
 """The file that makes a folder one of a kind; each is read by the module that owns the format."""
 

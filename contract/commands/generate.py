@@ -17,8 +17,9 @@ def generate(
     template: Annotated[
         Literal["chatml", "tokenizer", "none"], typer.Option(help="tokenizer: the model's own; none: the text as it is.")
     ] = "chatml",
+    tokenizer: Annotated[Literal["hf", "vox"], typer.Option(help="hf: the model's tokenizer.json; vox: the fixed table.")] = "hf",
     stack: Annotated[str | None, typer.Option(metavar="NAME", help="torch_qlora, unless named.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="CPU or CUDA; else the stack's first.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="CPU, CUDA, WEBGPU, ...; else the stack's first.")] = None,
     base: Annotated[Literal["none", "nf4"] | None, typer.Option(help="How the base is held; else as the adapter was trained.")] = None,
     dtype: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="Of activations and products.")] = "float32",
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most; 256 unless given.")] = None,
@@ -40,7 +41,8 @@ def generate(
     if seed >= 2**63:
         raise ContractError("--seed", got=str(seed), allowed="under 2^63", remedy="take a smaller one")
     asked = Asked(
-        model=model, adapter=adapter, prompts=prompts_of(prompt or [], prompt_file), system=system, template=template, stack=stack,
+        model=model, adapter=adapter, prompts=prompts_of(prompt or [], prompt_file), system=system, template=template,
+        tokenizer=tokenizer, stack=stack,
         device=None if device is None else device.upper(), base=base, dtype=dtype, max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
     )  # fmt: skip

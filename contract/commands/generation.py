@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from contract.commands.two_interrupts import TwoInterrupts, Watch
-from contract.data.tokenizers import HfTokenizer
+from contract.data.tokenizers import Tokenizer
 from contract.errors import ContractError, ContractErrors, Interrupted, UserError, printable
 from contract.reading import bytes_of, validated
 from contract.run.generation import REQUEST, Asked, Prepared
@@ -53,6 +53,11 @@ def _standard_input() -> bytes:
     return content
 
 
+_NO_MEMORY = "no memory is left ({message}); give fewer prompts at a time, lower --max-new-tokens, or hold the base with --base nf4"
+_WORDS = {"EnvironmentUnfit": "{message}", "MemoryError": _NO_MEMORY, "OutOfMemory": _NO_MEMORY}
+"""What a user can put right, by the class of a worker's error."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """What came of it. interrupted: Ctrl-C ended it early. streamed: the text was shown already."""
@@ -85,11 +90,11 @@ def run(prepared: Prepared, *, stream: bool) -> Done:
     except KeyboardInterrupt:
         raise Interrupted("ended at once") from None
     except RequestFailed as error:
-        if error.error_class in ("ContractError", "ContractErrors", "NotSupported"):
+        if error.error_class in ("ContractError", "ContractErrors", "MissingError", "NotSupported"):
             for line in error.message.splitlines():
                 typer.echo(f"finetune: {printable(line)}", err=True)
             raise typer.Exit(2) from None
-        raise UserError(str(error)) from None
+        raise UserError(_WORDS.get(error.error_class, "{error}").format(error=error, message=error.message)) from None
     except HarnessError as error:
         raise UserError(str(error)) from None
 
@@ -104,7 +109,7 @@ def _answer(values: Mapping[str, Any], stack: str) -> Answer:
 class TextStream:
     """Text that grows with its ids: what is settled of it, so that no letter is shown in halves."""
 
-    def __init__(self, tokenizer: HfTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._shown = ""
@@ -139,8 +144,9 @@ class _View:
 
     def show(self, values: Mapping[str, Any]) -> None:
         """A progress frame."""
-        if "loaded" in values:
-            self._report("weights", values["loaded"], values["of"])
+        for stage, name in (("weights", "loaded"), ("kernels", "compiled")):
+            if name in values and not self.streamed:
+                self._report(stage, values[name], values["of"])
         new = values.get("new", ())
         self._new += len(new)
         if new and self._text is None:
@@ -175,7 +181,7 @@ def counts() -> Iterator[Callable[[str, int, int], None]]:
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+            bars.update(tasks[stage], completed=done, total=total)
 
         yield report
 
@@ -211,7 +217,8 @@ def _summary(answer: Answer) -> str:
     ended = Counter(one.finish for one in answer.sequences)
     how = ", ".join(f"{count} ended by {reason}" for reason, count in sorted(ended.items()))
     rate = f", {new / answer.seconds:.1f} tokens/s" if answer.seconds > 0 else ""
-    return f"{new} tokens in {answer.seconds:.1f} s{rate}; loading took {answer.load_seconds:.1f} s; {how}"
+    compiling = f"; making kernels took {answer.compile_seconds:.1f} s" if answer.compile_seconds else ""
+    return f"{new} tokens in {answer.seconds:.1f} s{rate}; loading took {answer.load_seconds:.1f} s{compiling}; {how}"
 
 
 def _text(prepared: Prepared, one: Generated) -> str:
@@ -230,9 +237,11 @@ def _report(asked: Asked, prepared: Prepared, answer: Answer) -> dict[str, Any]:
         "device": prepared.device,
         "dtype": request.dtype,
         "template": asked.template,
+        "tokenizer": asked.tokenizer,
         "max_new_tokens": request.max_new_tokens,
         "sampling": request.sampling.model_dump(),
         "load_seconds": answer.load_seconds,
+        "compile_seconds": answer.compile_seconds,
         "seconds": answer.seconds,
         "tokens_per_second": new / answer.seconds if answer.seconds > 0 else None,
         "notes": [*prepared.left_out, *answer.notes],

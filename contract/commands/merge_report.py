@@ -34,6 +34,22 @@ def merge_and_tell(source: Source, base: str, output: Path, *, force: bool) -> N
         typer.echo(line)
 
 
+def merge_static_and_tell(source: Source, base: str, output: Path, *, force: bool) -> None:
+    """Merges a source into the plain multi-head attention of each of a base's layers, and says what became of it."""
+    from contract.artifacts.static_attention import merge_static
+    from contract.model import folder
+
+    with progress_bars() as progress:
+        home = folder.locate(base, place="BASE")
+        record = merge_static(source.adapter, home, output, force=force, sources=(source.folder,), progress=progress)
+    typer.echo(
+        f"{output}: {source.kind}, {len(source.adapter.matrices)} linears, merged into the attention of {record.num_hidden_layers} layers"
+    )
+    typer.echo("the attention alone, as the tensors of torch.nn.MultiheadAttention; every other weight is the base's")
+    for line in source.left_out:
+        typer.echo(f"left out: {line}")
+
+
 def remarks(source: Source, merged: Merged) -> list[str]:
     """What a user must know of a merged model; all of it is in merge_manifest.json, too."""
     adapter, manifest = source.adapter, merged.manifest

@@ -20,8 +20,8 @@ from contract.worker.answers import HarnessError, RequestFailed
 if TYPE_CHECKING:
     from contract.run.planner import ExecutionPlan
 
-_REFUSED = ("ContractError", "ContractErrors")
-_CAN_BE_PUT_RIGHT = ("UserError", "MissingError", "EnvironmentUnfit", "NotSupported")
+_REFUSED = ("ContractError", "ContractErrors", "NotSupported")
+_CAN_BE_PUT_RIGHT = ("UserError", "MissingError", "EnvironmentUnfit")
 
 
 def again(folder: Path) -> str:
@@ -66,17 +66,18 @@ def tell_failure(error: HarnessError | RequestFailed, folder: Path, planned: Exe
         typer.Exit: an input was refused.
         UserError: it failed.
     """
+    found = checkpoints.of_run(folder)
+    newest = str(found[-1]) if found else None
     if isinstance(error, RequestFailed):
         if error.error_class in _REFUSED:
             for line in error.message.splitlines():
                 print(f"finetune: {printable(line)}", file=sys.stderr)
             raise typer.Exit(2)
         if error.error_class in _CAN_BE_PUT_RIGHT or "[Errno" in error.message:
-            raise UserError(error.message)
+            raise UserError(f"{error.message}; {_kept(newest)}; go on with: {again(folder)}" if newest else error.message)
         print(error.trace, file=sys.stderr)  # a defect of the stack's: nothing that a user could put right
     killed = f"; perhaps for want of memory: {_too_little(planned)}" if "SIGKILL" in str(error) else ""
-    found = checkpoints.of_run(folder)
-    kept = _kept(str(found[-1]) if found else None)
+    kept = _kept(newest)
     first, *tail = str(error).splitlines()
     raise UserError("\n".join([f"{first}{killed}; {kept}; go on with: {again(folder)}", *tail]))
 

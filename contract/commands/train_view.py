@@ -28,14 +28,17 @@ class View:
     """What was told so far, as lines.
 
     values: of the latest step. validation: the losses that were measured, by the step after which they were.
+    compile_seconds: of the steps so far; they are in no mean.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.values: dict[str, Any] = {}
         self.validation: dict[int, float] = {}
+        self.compile_seconds = 0.0
         self._clock = clock
         self._told = clock()
         self._begun: tuple[float, int] = (clock(), 0)
+        self._compiling_steps = 0
 
     def show(self, values: dict[str, Any]) -> None:
         """A progress frame of contract.training."""
@@ -47,11 +50,15 @@ class View:
         elif stage == "train":
             self.values = values
             step = int(values["step"])
+            self.compile_seconds += float(values.get("compile_seconds", 0))
+            self._compiling_steps += self._compiled()
             if values.get("validation_loss_before") is not None:
                 self.validation[0] = float(values["validation_loss_before"])
             if values.get("validation_loss") is not None:
                 self.validation[step] = float(values["validation_loss"])
             self.step(step, int(values["total"]))
+        elif stage == "compile":
+            self.compiling(str(values["what"]), int(values["calls"]), int(values["of"]))
         elif stage in _STAGES:
             self.stage(_STAGES[str(stage)], values.get("done"), values.get("of"))
 
@@ -60,6 +67,11 @@ class View:
         if step == total:
             self._told = 0.0  # the last one is always told
         self._now_and_then(f"step {step:,} of {total:,}: {self.line()}")
+
+    def compiling(self, what: str, calls: int, of: int) -> None:
+        """So many of the first calls at a new shape were made, which compile."""
+        if calls == 0:
+            self.say(f"compiling {what}: the first {of} calls are slow")
 
     def stage(self, words: str, done: int | None, of: int | None) -> None:
         """Something else is under way."""
@@ -76,7 +88,10 @@ class View:
         parts.append("no loss" if loss is None else f"loss {loss:.4f}")
         if self.validation:
             parts.append(f"validation {self.validation[max(self.validation)]:.4f}")
-        parts.append(f"{values.get('tokens_per_second', 0):,.0f} tokens/s")
+        if self._compiled():
+            parts.append(f"compiled for {_spelt(self.compile_seconds)}")
+        else:
+            parts.append(f"{values.get('tokens_per_second', 0):,.0f} tokens/s")
         if memory is not None:
             parts.append(format_size(int(memory)))
         left = self.seconds_left()
@@ -85,11 +100,16 @@ class View:
         return ", ".join(parts)
 
     def seconds_left(self) -> float | None:
-        """By the mean of this session's steps, what comes between them counted."""
+        """By the mean of this session's steps, what comes between them counted, and those that compiled left out."""
         (since, first), step = self._begun, int(self.values.get("step", 0))
-        if step <= first:
+        steps = step - first - self._compiling_steps
+        if steps <= 0:
             return None
-        return (self._clock() - since) / (step - first) * (int(self.values["total"]) - step)
+        return max(0.0, self._clock() - since - self.compile_seconds) / steps * (int(self.values["total"]) - step)
+
+    def _compiled(self) -> bool:
+        """Whether the latest step compiled something: its speed is no speed of training."""
+        return float(self.values.get("compile_seconds", 0)) > 0
 
     def _now_and_then(self, words: str) -> None:
         now = self._clock()
@@ -118,6 +138,13 @@ class _Bar(View):
             self.bars.update(self._task, words=f"{self.line()} ({words})")
         else:
             self.bars.update(self._task, description=words, completed=done or 0, total=of)
+
+    def compiling(self, what: str, calls: int, of: int) -> None:
+        words = f"compiling {what}, call {calls + 1} of {of}" if calls < of else "compiled"
+        if "step" in self.values:
+            self.bars.update(self._task, words=f"{self.line()} ({words})")
+        else:
+            self.bars.update(self._task, description=words, total=None)
 
     def say(self, words: str) -> None:
         self.bars.console.print(f"finetune: {printable(words)}", markup=False, highlight=False, soft_wrap=True)

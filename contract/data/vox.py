@@ -71,6 +71,8 @@ class VoxTokenizer:
 
     vocab_size = 98 + len(WORDS)
     eos_id = EOS_ID
+    im_end_id = 98 + WORDS.index(IM_END)
+    """What ends a turn; a row ends with it and then with the end of sequence."""
 
     def encode_batch(self, rows: Sequence[Rendered]) -> list[VoxEncoded]:
         """Texts as ids; <|im_start|> and <|im_end|> in a row's own text are spelt out."""

@@ -11,8 +11,9 @@ from contract.artifacts.convert import Source, read_source
 from contract.artifacts.merge_plan import open_base
 from contract.artifacts.merge_plan import plan as plan_merge
 from contract.data.prompt import Template, encode, render
-from contract.data.template import load_template
-from contract.data.tokenizers import HfTokenizer
+from contract.data.template import ChatTemplate, load_template
+from contract.data.tokenizers import HfTokenizer, Tokenizer
+from contract.data.vox import VoxTokenizer
 from contract.errors import ContractError, brief
 from contract.model import folder
 from contract.model.checkpoint import open_checkpoint
@@ -20,7 +21,7 @@ from contract.model.folder import CONFIG, TOKENIZER
 from contract.model.layout import Layout
 from contract.model.zoo import KNOWN
 from contract.reading import json_file
-from contract.run.spec import Base
+from contract.run.spec import Base, TokenizerMode
 from contract.worker.discover import StackInfo
 from contract.worker.generation import Dtype, Generation, Sampling
 
@@ -39,6 +40,7 @@ class Asked:
     prompts: Sequence[str]
     system: str | None
     template: Template
+    tokenizer: TokenizerMode
     stack: str | None
     device: str | None
     base: Base | None
@@ -54,7 +56,7 @@ class Prepared:
     request: Generation
     stack: StackInfo
     device: str
-    tokenizer: HfTokenizer
+    tokenizer: Tokenizer
     left_out: tuple[str, ...]
 
 
@@ -72,8 +74,7 @@ def prepare(asked: Asked, stacks: Mapping[str, StackInfo]) -> Prepared:
     layout = open_checkpoint(home).layout
     stack = _stack(asked, stacks, layout)
     source = None if asked.adapter is None else _source(asked.adapter, home, layout)
-    tokenizer = _tokenizer(home, layout)
-    chat = load_template(home / TOKENIZER, special_tokens=tokenizer.special_tokens) if asked.template == "tokenizer" else None
+    tokenizer, chat = _tokenizer(asked, home, layout)
     prompts = encode(tokenizer, render(asked.prompts, system=asked.system, template=asked.template, chat=chat))
     request = Generation(
         model=asked.model if asked.model in KNOWN else str(home),  # a known one is held against its hash
@@ -121,14 +122,26 @@ def _source(path: Path, home: Path, layout: Layout) -> Source:
     return source
 
 
-def _tokenizer(home: Path, layout: Layout) -> HfTokenizer:
-    tokenizer = HfTokenizer(home / TOKENIZER)
-    if tokenizer.vocab_size > layout.vocab_size:
+def _tokenizer(asked: Asked, home: Path, layout: Layout) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer, and the model's own chat template where it is asked for."""
+    found: Tokenizer
+    chat: ChatTemplate | None = None
+    if asked.tokenizer == "vox":
+        if asked.template == "tokenizer":
+            raise ContractError(
+                "--template", got="tokenizer with --tokenizer vox", allowed="chatml, none", remedy="the table has no template of its own"
+            )
+        place, found = "--tokenizer", VoxTokenizer()
+    else:
+        own = HfTokenizer(home / TOKENIZER)
+        chat = load_template(home / TOKENIZER, special_tokens=own.special_tokens) if asked.template == "tokenizer" else None
+        place, found = str(home / TOKENIZER), own
+    if found.vocab_size > layout.vocab_size:
         raise ContractError(
-            str(home / TOKENIZER), got=f"ids 0 to {tokenizer.vocab_size - 1:,}, and a model of vocab_size {layout.vocab_size:,}",
-            allowed="an embedding for each id", remedy="take the tokenizer.json that belongs to the model",
+            place, got=f"ids 0 to {found.vocab_size - 1:,}, and a model of vocab_size {layout.vocab_size:,}",
+            allowed="an embedding for each id", remedy="take the tokenizer that belongs to the model",
         )  # fmt: skip
-    return tokenizer
+    return found, chat
 
 
 def _new_tokens(asked: Asked, prompts: Sequence[Sequence[int]], layout: Layout) -> int:
@@ -143,9 +156,10 @@ def _new_tokens(asked: Asked, prompts: Sequence[Sequence[int]], layout: Layout) 
     return wanted
 
 
-def _stop(home: Path, tokenizer: HfTokenizer, layout: Layout) -> tuple[int, ...]:
-    """The token that training ends a row with, and those that config.json names as eos_token_id."""
+def _stop(home: Path, tokenizer: Tokenizer, layout: Layout) -> tuple[int, ...]:
+    """The token that training ends a row with, the Vox table's end of a turn, and those that config.json names as eos_token_id."""
     named = json_file(home / CONFIG).get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     own = {index for index in ids if type(index) is int and 0 <= index < layout.vocab_size}
-    return tuple(sorted({tokenizer.eos_id, *own}))
+    turn = {tokenizer.im_end_id} if isinstance(tokenizer, VoxTokenizer) else set()
+    return tuple(sorted({tokenizer.eos_id, *own, *turn}))

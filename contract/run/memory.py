@@ -11,7 +11,7 @@ All of it in bytes; a float32 value has 4. B batch_size, T = S seq_len, the othe
     gradients    as many values, once
     optimizer    m and v of each of them: 8 bytes; in 8 bits 2, and a float32 scale for each 256 values of either
     activations  num_hidden_layers * (sum of activations) + (sum of work) + slices of a block's linears
-    logits       logits * min(B T V, max(chunk, V)) + slices of the head
+    logits       logits * min(B T V, max(chunk, V)) + slices of the head + panels * V D
 
 Where that does not fit, a stack that `recomputes` keeps of each layer one [B, T, D], and computes the rest again: its activations become
 work, of one layer.
@@ -88,7 +88,7 @@ def estimate(layout: Layout, contract: FineTuneContract, memory: Memory) -> Esti
         "gradients": FLOAT32 * trained,
         "optimizer": optimizer_bytes(trained, run.optimizer),
         "activations": round(activations + in_linears),
-        "logits": round(FLOAT32 * memory.logits * logits_at_once(memory, sizes) + in_head),
+        "logits": round(FLOAT32 * (memory.logits * logits_at_once(memory, sizes) + memory.panels * sizes["V"] * sizes["D"]) + in_head),
     }
     return Estimate(
         process=memory.process,

@@ -156,6 +156,8 @@ def _notes(facts: Facts) -> list[str]:
         notes.append(f"the memory of {contract.exec.device} is not known, and was not checked; --device-memory tells it")
     elif memory.available is not None and facts.estimate.total > memory.available:
         notes.append(f"now only {format_size(memory.available)} are free on {contract.exec.device}, less than the run takes")
+    if memory is None:
+        notes.append(f"whether {contract.exec.device} is here was not looked at: parity doctor does, and so does the run when it begins")
     if facts.proxy is not None and contract.graph == "qlora_proxy_v1" and facts.proxy.matched < facts.proxy.expected:
         notes.append(f"{facts.proxy.matched} of {facts.proxy.expected} middle keys: the LM head alone is trained")
     if contract.exec.packing:

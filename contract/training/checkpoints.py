@@ -92,8 +92,9 @@ def require_own(run: Run, path: Path, checkpoint: TrainingCheckpoint, *, stack: 
     Raises:
         ContractError: names the two.
     """
+    # before the digest, in which the contract's field stack is too: what differs has a name
+    _require(path, "stack", checkpoint.stack, stack, f"a checkpoint of {stack}, or go on with {checkpoint.stack}: set the field stack")
     _require(path, "contract_digest", checkpoint.contract_digest, run.digest, "the contract that the run began with")
-    _require(path, "stack", checkpoint.stack, stack, "that stack: set the field stack")
     _require(path, "base_sha256", checkpoint.base_sha256, run.base_sha256, "the weights that the run began with")
     for role in sorted(set(checkpoint.data) | set(run.data)):
         _require(path, f"data: {role}", checkpoint.data.get(role), run.data.get(role), "the files that the run began with")

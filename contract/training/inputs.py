@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Run:
         digest: of the contract without exec.resume_from, which checkpoints are bound to.
         data, weights: role -> SHA-256 of each file that was read.
         base_sha256: of all weight files.
+        dtype: of a training session (contract/training/stepwise.py); None: the contract's compute_dtype, as in every run of a user.
     """
 
     contract: FineTuneContract
@@ -60,11 +61,18 @@ class Run:
     data: Mapping[str, str]
     weights: Mapping[str, str]
     base_sha256: str
+    dtype: Literal["float64"] | None = None
 
     @property
     def layout(self) -> Layout:
         """The model's layout."""
         return self.checkpoint.layout
+
+    @property
+    def plan(self) -> GraphPlan:
+        """The run's graph, on its plain paths; production paths are the stack's to choose."""
+        plan = plan_of(self.contract, self.checkpoint)
+        return plan if self.dtype is None else plan.model_copy(update={"dtype": self.dtype})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +83,15 @@ class Hashes:
     weights: Mapping[str, str]
 
 
-def prepare(contract: FineTuneContract, *, cache: Path | None = None, progress: Progress = lambda stage, done, total: None) -> Run:
+def prepare(
+    contract: FineTuneContract, *, cache: Path | None = None, dtype: Literal["float64"] | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Run:  # fmt: skip
     """Opens and hashes the files, and settles order and schedule.
 
     Args:
         cache: the folder for index files; else the user's.
+        dtype: see Run.
 
     Raises:
         ContractError, ContractErrors: a file is missing, damaged, or changed; a warm-up that does not end within the run; a tokenizer
@@ -106,6 +118,7 @@ def prepare(contract: FineTuneContract, *, cache: Path | None = None, progress: 
         data=hashes.data,
         weights=hashes.weights,
         base_sha256=base_sha256(hashes.weights.values()),
+        dtype=dtype,
     )
 
 

@@ -245,6 +245,11 @@ def _require_no_flags(place: str, preset: str | None, overrides: Sequence[str], 
 
 def _require_begun(folder: Path, begun: TrainingManifest, contract: FineTuneContract) -> None:
     now, then = run_digest(contract), run_digest(begun.contract)
+    if contract.stack not in (None, begun.execution_kernel):
+        raise ContractError(
+            f"{folder}: stack", got=str(contract.stack), allowed=f"{begun.execution_kernel}, on which the run in this folder began",
+            remedy="a stack goes on from no other's checkpoint; give another folder to begin anew",
+        )  # fmt: skip
     if now != then:
         raise ContractError(
             f"{folder}: contract", got=f"the digest {now}", allowed=f"{then}, with which the run in this folder began",

@@ -116,6 +116,7 @@ class _Course:
         self._total = run.steps.total
         self._saved = progress.step
         self._before: float | None = None
+        self._compile_seconds, self._compiling_steps = 0.0, 0
 
     def go(self) -> Outcome:
         """From here to the end."""
@@ -134,6 +135,10 @@ class _Course:
 
     def outcome(self, end: End, message: str = "", notes: tuple[str, ...] = ()) -> Outcome:
         """An end, and what is on disk by then."""
+        if self._compiling_steps:
+            seconds, steps = self._compile_seconds, self._compiling_steps
+            what = f"compiling took {seconds:.0f} s, in or just before {steps:,} of the steps"
+            notes = (f"{what}: their tokens_per_second in {TELEMETRY} is no speed of training", *notes)
         found = checkpoints.of_run(self._folder)
         newest = str(found[-1]) if found else None
         step, skipped = self.progress.step, self.progress.skipped
@@ -153,13 +158,15 @@ class _Course:
             raise _Ended("not_finite", self._where(step, error)) from None
         seconds = time.monotonic() - started
         self._advance(step)
+        self._compile_seconds += done.compile_seconds
+        self._compiling_steps += done.compile_seconds > 0
         row = self._row(step, rate, done, done.positions / seconds if seconds > 0 else 0.0)
         over = self.progress.step_of_epoch == 0
         last = self.progress.step == self._total
         if over or last:
             row = row.model_copy(update={"validation_loss": self._validation()})
         self.telemetry.append(row)
-        self._tell("train", row)
+        self._tell("train", row, compile_seconds=done.compile_seconds)
         if last or self.progress.step % self._run.contract.exec.checkpoint_every == 0:
             self._save()
         if over or last:

@@ -22,12 +22,14 @@ class StepDone:
 
     loss: the mean over the step's supervised tokens. grad_norm: over all trainable gradients, before clipping.
     positions: token positions that went through the graph. memory_bytes: the peak so far, None where it is not known.
+    compile_seconds: of this step and of loss_sum since the step before, what went into calls that compiled kernels.
     """
 
     loss: float
     grad_norm: float
     positions: int
     memory_bytes: int | None
+    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ class Memory(BaseModel):
     work: dict[Dimensions, Copies] = Field(default_factory=dict, description="of the one layer that is computed, forward and backward")
     logits: Copies = Field(description="copies of [B, T, V] that are held at once")
     chunk: int | None = Field(default=None, ge=1, description="logits that are computed at once, at most (a row of them at least)")
+    panels: Copies = Field(default=0, description="copies of the head's weight [V, D] in another layout, held while it is multiplied")
     recomputes: bool = Field(default=False, description="where a run does not fit, its blocks are computed again in the backward pass")
     slices: Slices | None = Field(default=None, description="None: the gradient is one product")
     source: str = Field(min_length=1, description="the command that measured these")
@@ -121,6 +122,7 @@ class Training(BaseModel):
     dropout: bool
     packing: bool
     patterns: bool = Field(description="rank_pattern and alpha_pattern")
+    sessions: tuple[Literal["float32", "float64"], ...] = Field(default=(), description="dtypes of training sessions; none: it has none")
     memory: tuple[Memory, ...] = ()
 
 

@@ -1,7 +1,8 @@
 """The request `generate`: what a stack is asked to write on, and what it answers.
 
-Progress frames have `loaded` and `of` (weights) while the graph is made, then `new`: for each sequence the ids that it has gained since
-the last frame. The answer has `sequences`, one a prompt in their order, `load_seconds`, `seconds` (of the generation alone) and `notes`.
+Progress frames have `loaded` and `of` (weights) while the graph is made, `compiled` and `of` (layers) while a stack makes kernels, then
+`new`: for each sequence the ids that it has gained since the last frame. The answer has `sequences`, one a prompt in their order,
+`load_seconds`, `compile_seconds` (0 in a stack that compiles nothing), `seconds` (of the generation alone) and `notes`.
 """
 
 from __future__ import annotations
@@ -61,5 +62,6 @@ class Answer(_Frozen):
 
     sequences: Annotated[tuple[Generated, ...], Field(strict=False)]
     load_seconds: float
+    compile_seconds: float = 0.0
     seconds: float
     notes: Annotated[tuple[str, ...], Field(strict=False)] = ()

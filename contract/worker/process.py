@@ -87,6 +87,8 @@ class StackProcess:
         self._ends: dict[int, str] = {}
         self.graph: str | None = None
         """What the caller knows the worker to have open (contract.worker.graph); forgotten when the worker ends."""
+        self.training: str | None = None
+        """The same of a training session (contract.training.stepwise)."""
 
     def __enter__(self) -> StackProcess:
         self.start()
@@ -188,7 +190,7 @@ class StackProcess:
 
     def kill(self) -> None:
         """Ends the worker and its children at once."""
-        self.graph = None
+        self.graph = self.training = None
         if self._process is not None:
             process, self._process = self._process, None
             process.pipe.kill()

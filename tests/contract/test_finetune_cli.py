@@ -21,12 +21,12 @@ OPTIONS = {
     "preflight": ["CONTRACT", "--preset", "--set", "--scan", "--labels", "--skip-bad-rows", "--json"],
     "digest": ["CONTRACT", "--preset", "--set", "--inputs", "--skip-bad-rows", "--json"],
     "merge-qlora": ["ADAPTER", "BASE", "OUTPUT", "--force"],
-    "merge-weights": ["CHECKPOINT", "BASE", "OUTPUT", "--force"],
+    "merge-weights": ["CHECKPOINT", "BASE", "OUTPUT", "--layout", "--force"],
     "convert": ["SOURCE", "TARGET", "--to", "--base", "--force"],
     "train": ["--out", "CONTRACT", "--preset", "--set", "--skip-bad-rows", "--stack", "--resume"],
     "generate": [
-        "--model", "--adapter", "--prompt", "--prompt-file", "--system", "--template", "--stack", "--device", "--base", "--dtype",
-        "--max-new-tokens", "--temperature", "--top-p", "--seed", "--json",
+        "--model", "--adapter", "--prompt", "--prompt-file", "--system", "--template", "--tokenizer", "--stack", "--device", "--base",
+        "--dtype", "--max-new-tokens", "--temperature", "--top-p", "--seed", "--json",
     ],
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from contract.run.layer import Layer, layer_of
 from contract.run.strict_yaml import parse
 
 FOLDER = Path(__file__).parent
-NAMES = ("smoke", "cpu", "gpu_16g", "gpu_80g", "mobile_edge")
+NAMES = ("smoke", "cpu", "gpu_16g", "gpu_80g", "research", "mobile_edge")
 
 
 def preset_text(name: str) -> str:

@@ -6,18 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from contract.artifacts import peft, peft_config, training_checkpoint, v2, v3
+from contract.artifacts import peft, peft_config, static_attention, training_checkpoint, v2, v3
 from contract.artifacts.kinds import MARKS, Kind, what_is
 from contract.artifacts.merge import merge
 from contract.artifacts.merge_manifest import MANIFEST
 from contract.errors import ContractError
-from tests.contract.artifacts.adapter_cases import LLAMA, adapter_on, checkpoint_of, llama_tensors, refused, write_base
+from tests.contract.artifacts.adapter_cases import (
+    GPT2,
+    LLAMA,
+    adapter_on,
+    checkpoint_of,
+    gpt2_tensors,
+    llama_tensors,
+    refused,
+    write_base,
+)
 
 
 def test_each_module_s_mark_is_in_the_table() -> None:
     assert MARKS == {
         training_checkpoint.STATE: Kind.TRAINING_CHECKPOINT, v3.MANIFEST: Kind.V3, v2.META: Kind.V2, peft_config.CONFIG: Kind.PEFT,
-        MANIFEST: Kind.MERGED_MODEL,
+        MANIFEST: Kind.MERGED_MODEL, static_attention.MANIFEST: Kind.STATIC_ATTENTION,
     }  # fmt: skip
 
 
@@ -36,6 +45,9 @@ def make(kind: Kind, folder: Path) -> Path:
             write_base(folder, llama_tensors(), LLAMA)
         case Kind.MERGED_MODEL:
             merge(adapter, write_base(folder.with_name("its_base"), llama_tensors(), LLAMA), folder)
+        case Kind.STATIC_ATTENTION:
+            base = write_base(folder.with_name("its_base"), gpt2_tensors(), GPT2)
+            static_attention.merge_static(adapter_on(GPT2, ("layers.0.q_proj",), embed_key="wte.weight"), base, folder)
     return folder
 
 

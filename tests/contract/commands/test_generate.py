@@ -17,12 +17,14 @@ import pytest
 
 from contract import cli
 from contract.artifacts import v3
-from contract.commands.generation import TextStream, prompts_of, write
+from contract.commands.generation import TextStream, _View, prompts_of, write
 from contract.data.tokenizers import HfTokenizer
 from contract.errors import ContractError
 from contract.run.generation import Asked, prepare
+from contract.worker.answers import RequestFailed
 from contract.worker.discover import discover
 from contract.worker.generation import Sampling
+from contract.worker.process import StackProcess
 from tests.contract.artifacts.adapter_cases import adapter_on
 from tests.contract.commands.writing_stack import EOS, TEXT, described, tokenizer
 from tests.contract.model import tiny_checkpoint
@@ -54,8 +56,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def asked(**changed: Any) -> Asked:
     usual: dict[str, Any] = {
-        "model": "model", "adapter": None, "prompts": ["Hello"], "system": None, "template": "chatml", "stack": "writing", "device": None,
-        "base": None, "dtype": "float32", "max_new_tokens": None, "sampling": Sampling(),
+        "model": "model", "adapter": None, "prompts": ["Hello"], "system": None, "template": "chatml", "tokenizer": "hf",
+        "stack": "writing", "device": None, "base": None, "dtype": "float32", "max_new_tokens": None, "sampling": Sampling(),
     }  # fmt: skip
     return Asked(**(usual | changed))
 
@@ -114,8 +116,7 @@ def test_an_option_of_a_layout_is_the_graph_s_affair_not_training_s(place: Path,
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no prompt": ({"prompts": []}, "--prompt: got none; allowed: one or more, or --prompt-file; give one"),
     "no model": ({"model": "nothing"}, "--model: got 'nothing', which is no model and no folder"),
-    "an unknown stack": ({"stack": "other"}, "--stack: got stack 'other'; allowed: torch_qlora, writing"),
-    "a stack that does not generate": ({"stack": "tinygrad_lora"}, "--stack: got stack 'tinygrad_lora'; allowed: torch_qlora, writing"),
+    "an unknown stack": ({"stack": "other"}, "--stack: got stack 'other'; allowed: torch_qlora, writing, tinygrad_lora"),
     "an unknown device": ({"device": "TPU"}, "--device: got 'TPU'; allowed: GOOD, SLOW"),
     "a dtype that the stack lacks": ({"dtype": "float64"}, "--model: got llama in float64; allowed: float32"),
     "too many tokens": (
@@ -124,6 +125,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a prompt that fills the positions": (
         {"template": "none", "prompts": ["x" * 100]}, "--max-new-tokens: got 1 after prompt 1 of 100 tokens; allowed: 100 positions",
+    ),
+    "vox with the model's own template": (
+        {"tokenizer": "vox", "template": "tokenizer"}, "--template: got tokenizer with --tokenizer vox; allowed: chatml, none; the table",
     ),
     "no chat template": ({"template": "tokenizer"}, "got no chat template"),
     "no adapter": ({"adapter": Path("model")}, "model: got a base model; allowed: a v2 adapter, a v3 adapter, a PEFT adapter"),
@@ -136,6 +140,49 @@ def test_what_can_t_be_is_refused_before_a_worker_starts(name: str) -> None:
     with pytest.raises(ContractError) as caught:
         prepare(asked(**changed), discover())
     assert message in str(caught.value)
+
+
+def test_a_stack_that_does_not_generate_is_refused() -> None:
+    stacks = discover()
+    silent = replace(stacks["writing"], capabilities=stacks["writing"].capabilities.model_copy(update={"requests": ("probe",)}))
+    with pytest.raises(ContractError, match="--stack: got stack 'writing'; allowed: torch_qlora, tinygrad_lora; name one that generates"):
+        prepare(asked(), stacks | {"writing": silent})
+
+
+@pytest.mark.parametrize(
+    ("error_class", "message", "code", "shown"),
+    [
+        ("MissingError", "no {CUDA} here; install it", 2, "no {CUDA} here; install it"),
+        ("EnvironmentUnfit", "no compiler; install one", 1, "no compiler; install one"),
+        ("MemoryError", "2 GB", 1, "no memory is left (2 GB); give fewer prompts at a time, lower --max-new-tokens, or hold the base"),
+        ("OutOfMemory", "2 GB", 1, "no memory is left (2 GB); give fewer prompts"),
+        ("KeyError", "'x'", 1, "writing: KeyError: 'x'"),
+    ],
+)
+def test_what_a_worker_can_not_do_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error_class: str, message: str, code: int, shown: str
+) -> None:
+    def failing(self: StackProcess) -> None:
+        raise RequestFailed("writing", error_class, message, "")
+
+    monkeypatch.setattr(StackProcess, "start", failing)
+    assert run(monkeypatch, "--prompt", "Hello") == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"finetune: {shown}")
+
+
+def test_the_vox_table_takes_the_place_of_a_tokenizer_json(tmp_path: Path) -> None:
+    tiny_checkpoint.write(tmp_path / "model", **(SIZES | {"vocab_size": 131}))
+    prepared = prepare(asked(model=str(tmp_path / "model"), tokenizer="vox", template="none", prompts=["fn f"]), discover())
+    assert prepared.request.prompts == ((103, 73),)  # `fn ` and `f`, by the table
+    assert prepared.request.stop == (2, 7, 118)  # the end of sequence, config.json's, and <|im_end|>
+    assert prepared.tokenizer.decode((103, 73, 2)) == "fn f"
+
+
+def test_a_model_with_fewer_ids_than_the_vox_table_is_refused(tmp_path: Path) -> None:
+    tiny_checkpoint.write(tmp_path / "model", **(SIZES | {"vocab_size": 130}))
+    with pytest.raises(ContractError, match="--tokenizer: got ids 0 to 130, and a model of vocab_size 130; allowed: an embedding for each"):
+        prepare(asked(model=str(tmp_path / "model"), tokenizer="vox"), discover())
 
 
 def test_an_adapter_of_another_model_is_refused(place: Path) -> None:
@@ -188,6 +235,28 @@ def test_a_text_comes_whole_to_standard_output_and_the_rest_to_standard_error(
     assert err == (
         f"note: 1 prompts, base None\n{tokens} tokens in 2.0 s, {tokens / 2:.1f} tokens/s; loading took 0.5 s; 1 ended by stop\n"
     )
+
+
+def test_the_time_that_kernels_took_is_told_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--prompt", "Hello", "--device", "compiles") == 0
+    assert "tokens/s; loading took 0.5 s; making kernels took 1.5 s; 1 ended by stop\n" in capsys.readouterr().err
+    assert run(monkeypatch, "--prompt", "Hello", "--device", "compiles", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["compile_seconds"] == 1.5
+
+
+def test_a_bar_for_weights_and_one_for_kernels_until_the_text_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[str, int, int]] = []
+    view = _View(prepare(asked(), discover()), stream=True)
+    view._bar = lambda *values: told.append(values)
+    for values in (
+        {"loaded": 1, "of": 2},
+        {"compiled": 3, "of": 4},
+        {"new": [(0, tokenizer().encode("G").ids[0])]},
+        {"compiled": 4, "of": 6},
+    ):
+        view.show(values)
+    assert told == [("weights", 1, 2), ("kernels", 3, 4)]
+    assert capsys.readouterr().out == "G"
 
 
 def test_json_holds_ids_text_and_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,6 +130,13 @@ def test_what_lies_where_the_adapters_go_is_told_before_the_run_goes_on(straight
     assert (straight / "training_manifest.json").read_bytes() == before
 
 
+def test_another_stack_is_refused_by_name(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint of one stack is not another's."""
+    assert finetune("train", "run.json", "--set", "stack=tinygrad_lora", "--out", straight, "--resume") == 2
+    words = "stack: got tinygrad_lora; allowed: toy, on which the run in this folder began; a stack goes on from no other's checkpoint"
+    assert words in only_line(capsys)
+
+
 def test_another_contract_is_refused_by_both_digests(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune("train", "run.json", "--set", "exec.seed=7", "--out", straight, "--resume") == 2
     line = only_line(capsys)
@@ -205,6 +212,7 @@ def test_other_conditions_and_other_bits_are_told(home: Path, tmp_path: Path, ca
             "OOMLOAD", "no memory is left while the model is loaded (could not allocate the weights); the", marks=pytest.mark.nightly
         ),
         ("DIE3", "toy: the worker ended with exit code 7"),
+        ("UNFIT3", "the compiler of the toy failed on a kernel (no space); free some; the checkpoint"),
     ],
 )
 def test_a_run_that_fails_says_why_what_is_kept_and_how_to_go_on(
@@ -243,6 +251,11 @@ def test_a_device_that_is_not_here_is_refused_unless_the_cpu_may_take_its_place(
     assert (manifest.device, manifest.contract.exec.device) == ("CPU", "CUDA")
     assert any("exec.allow_cpu_fallback: the run went on the CPU" in note for note in manifest.notes)
     assert outputs(tmp_path / "out") == outputs(home / "straight")
+
+
+def test_what_a_stack_lacks_for_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune("train", "run.json", "--set", "exec.device=LACKS", "--out", tmp_path / "out") == 2
+    assert only_line(capsys) == "finetune: lm_head takes 2 GiB on LACKS; allowed: 1 GiB a tensor; take a smaller model"
 
 
 def test_a_gate_s_refusal_is_shown_as_plan_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ EOS = len(ALPHABET) + 1
 
 CAPABILITIES: Mapping[str, Any] = {
     "protocol": 1, "lane": "production", "extra": "none", "packages": [], "requests": ["generate", "cancel", "close"], "operations": {},
-    "devices": ["GOOD", "SLOW", "REFUSES", "LACKS", "FAILS", "DIES", "LIES"],
+    "devices": ["GOOD", "SLOW", "REFUSES", "LACKS", "FAILS", "DIES", "LIES", "COMPILES"],
     "graphs": {"architectures": {"llama": ["float32"]}, "nf4": False, "paths": []},
 }  # fmt: skip
 
@@ -77,6 +77,8 @@ class WritingStack:
 
     def _spoil(self, request: Generation) -> None:
         self._channel.progress(loaded=1, of=2)
+        if self._device == "COMPILES":
+            self._channel.progress(compiled=1, of=4)
         if self._device == "REFUSES":
             raise ContractError("adapter: vocab", got="1", allowed="2", remedy="take another")
         if self._device == "LACKS":
@@ -91,7 +93,9 @@ class WritingStack:
             return Reply(values={"sequences": []})
         sequences = tuple(Generated(ids=tuple(ids), finish=finish) for _ in request.prompts)
         note = f"{len(request.prompts)} prompts, base {request.base}"
-        return Reply(values=Answer(sequences=sequences, load_seconds=0.5, seconds=2.0, notes=(note,)).model_dump(mode="json"))
+        compiling = 1.5 if self._device == "COMPILES" else 0.0
+        answer = Answer(sequences=sequences, load_seconds=0.5, compile_seconds=compiling, seconds=2.0, notes=(note,))
+        return Reply(values=answer.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -184,6 +184,13 @@ def test_bfloat16_holds_weights_in_two_bytes() -> None:
     assert wide - narrow == 2 * OTHERS
 
 
+def test_a_copy_of_the_head_s_weight_is_held_while_it_is_multiplied() -> None:
+    run = {"exec__batch_size": 2, "exec__seq_len": 10}
+    model = llama()
+    more = estimate(run, panels=1.5).logits - estimate(run).logits
+    assert more == 4 * 1.5 * model.vocab_size * model.hidden_size
+
+
 @pytest.mark.parametrize(("chunk", "held"), [(None, 20_000), (10**9, 20_000), (3_000, 3_000), (7, 1_000)])
 def test_of_chunked_logits_a_chunk_is_held_and_a_row_at_least(chunk: int | None, held: int) -> None:
     run = {"exec__batch_size": 2, "exec__seq_len": 10}

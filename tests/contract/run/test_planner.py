@@ -100,8 +100,9 @@ def test_the_machine_is_asked_where_no_size_is_given(folder: Path) -> None:
 
 def test_memory_that_is_not_declared_or_not_known_is_a_note(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    [undeclared] = planned(folder, device_memory=None, exec__device="CUDA").notes
+    undeclared, unseen = planned(folder, device_memory=None, exec__device="CUDA").notes
     assert "alpha declares nothing of its memory for this run on CUDA: not checked" in undeclared
+    assert unseen.startswith("whether CUDA is here was not looked at: parity doctor does")
     assert planned(folder, device_memory=None, exec__device="CUDA").memory.device_total is None
 
 

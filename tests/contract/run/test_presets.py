@@ -51,6 +51,16 @@ def test_the_larger_gpu_sees_longer_rows() -> None:
     assert completed("gpu_80g").exec.seq_len > completed("gpu_16g").exec.seq_len > DEFAULT.exec.seq_len
 
 
+def test_research_is_the_seed_s_portable_run() -> None:
+    """LoRA on q, k and v of a base in float32; all else at its default."""
+    research = completed("research")
+    assert (research.lane, research.stack) == ("research", None)
+    assert (research.adapter.method, research.quant.base) == ("lora", "none")
+    assert research.adapter.target_modules == ("q_proj", "k_proj", "v_proj")
+    assert research.exec == DEFAULT.exec
+    assert (research.adapter.rank, research.adapter.alpha) == (DEFAULT.adapter.rank, DEFAULT.adapter.alpha)
+
+
 def test_mobile_edge_keeps_to_its_gates() -> None:
     """The limits of that target: no full proxy stack, seq_len <= 512, rank <= 32, batch 1, device CPU."""
     edge = completed("mobile_edge")

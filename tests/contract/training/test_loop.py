@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -244,6 +245,28 @@ def test_frames_tell_of_every_stage(home: Path, tmp_path: Path) -> None:
     assert frames[0] == {"stage": "pack", "done": 29, "of": 29}
     for frame in channel.frames:
         json.dumps(frame, allow_nan=False)
+
+
+class Compiling(ToyTrainer):
+    """Says that it compiled in its first two steps."""
+
+    def step(self, step: Any, learning_rate: float) -> StepDone:
+        done = super().step(step, learning_rate)
+        return dataclasses.replace(done, compile_seconds=20.25) if step.number < 2 else done
+
+
+def test_what_compiling_took_is_in_the_frames_and_in_the_manifest_s_notes(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(killed, "ToyTrainer", Compiling)
+    channel = Deaf()
+    trained(home, tmp_path / "run", channel=channel)
+    told = [frame["compile_seconds"] for frame in channel.frames if frame["stage"] == "train"]
+    assert told == [20.25, 20.25, *[0] * (STEPS - 2)]
+    note = "compiling took 40 s, in or just before 2 of the steps: their tokens_per_second in telemetry.jsonl is no speed of training"
+    assert note in read_manifest(tmp_path / "run" / "training_manifest.json").notes
+    straight = read_manifest(home / "straight" / "training_manifest.json").notes
+    assert not any("compiling" in line for line in straight)
 
 
 def test_learning_rates_are_the_schedule_s_by_number(home: Path, tmp_path: Path, noted: list[tuple[int, float]]) -> None:

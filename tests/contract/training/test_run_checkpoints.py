@@ -16,8 +16,9 @@ import pytest
 from contract.artifacts import training_checkpoint
 from contract.artifacts.training_checkpoint import STATE, TENSORS, TrainingCheckpoint
 from contract.errors import ContractError, ContractErrors
+from contract.run.spec import FineTuneContract
 from contract.training import checkpoints, session
-from contract.training.inputs import Run
+from contract.training.inputs import Run, prepare
 from tests.contract.training import killed, toy_run
 from tests.contract.training.killed import Deaf, trained
 from tests.contract.training.toy_stack import ToyTrainer
@@ -138,6 +139,15 @@ def test_one_of_another_run_is_refused_by_what_differs(folder: Path, run: Run, c
         checkpoints.require_own(run, path, replace(found, **changed), stack="toy")
     assert words in str(error.value)
     assert str(error.value).startswith(str(path))
+
+
+def test_one_of_another_stack_is_refused_by_name(home: Path, folder: Path) -> None:
+    """Also where the contract names the other stack, so that its digest differs too."""
+    other = prepare(FineTuneContract.model_validate(toy_run.fields(home) | {"stack": "tinygrad_lora"}), cache=home / "cache")
+    path = checkpoints.of_run(folder)[1]
+    words = "stack: got toy; allowed: tinygrad_lora, which is this run's; take a checkpoint of tinygrad_lora, or go on with toy: set the f"
+    with pytest.raises(ContractError, match=words):
+        checkpoints.require_own(other, path, training_checkpoint.read(path), stack="tinygrad_lora")
 
 
 def test_both_digests_are_named(home: Path, folder: Path, run: Run) -> None:

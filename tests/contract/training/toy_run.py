@@ -21,7 +21,8 @@ STEPS = 15
 """3 epochs of 29 rows, 6 a step: 5 steps an epoch, the last one of 5 rows."""
 
 DEVICES = (
-    "CPU", "CUDA", "OOM0", "OOM3", "OOMLOAD", "NAN3", "NAN7", "INF3", "DIE3", "BUG3", "BLOWUP2", "SLOW100", "SLOW400", "SLOW20",
+    "CPU", "CUDA", "OOM0", "OOM3", "OOMLOAD", "NAN3", "NAN7", "INF3", "DIE3", "BUG3", "UNFIT3", "LACKS", "BLOWUP2",
+    "SLOW100", "SLOW400", "SLOW20",
 )  # fmt: skip
 
 

@@ -23,14 +23,14 @@ import numpy as np
 from contract.data.batches import Batch
 from contract.data.row import IGNORE_INDEX
 from contract.data.steps import Step
-from contract.errors import MissingError
+from contract.errors import EnvironmentUnfit, MissingError
 from contract.model.checkpoint import load
 from contract.training import session
 from contract.training.inputs import Run
 from contract.training.session import Prepared
 from contract.training.trainer import NotFinite, OutOfMemory, StepDone, TrainerState
 from contract.worker.serve import Channel, serve
-from contract.worker.stack import Reply
+from contract.worker.stack import NotSupported, Reply
 
 BETA1, BETA2, EPS = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
 
@@ -93,6 +93,8 @@ class ToyTrainer:
             raise OutOfMemory("could not allocate 12345 bytes")
         if self._spoilt == f"DIE{number}":
             os._exit(7)
+        if self._spoilt == f"UNFIT{number}":
+            raise EnvironmentUnfit("the compiler of the toy failed on a kernel (no space); free some")
         if self._spoilt == f"BUG{number}":
             raise ZeroDivisionError("a defect")
 
@@ -158,6 +160,8 @@ class ToyStack:
         return session.train(self._channel, self._prepared, **values)
 
     def _prepared(self, run: Run) -> Prepared:
+        if self._device == "LACKS":
+            raise NotSupported("lm_head takes 2 GiB on LACKS; allowed: 1 GiB a tensor; take a smaller model")
         if self._device == "OOMLOAD":
             raise OutOfMemory("could not allocate the weights")
         slow = float(self._device.removeprefix("SLOW")) / 1000 if self._device.startswith("SLOW") else 0.0
