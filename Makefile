@@ -15,8 +15,8 @@ setup:  ## .venv with everything in constraints.txt; PYTHON=... names another Py
 fetch: setup  ## the real model that the gate uses
 	$(BIN)/finetune fetch $(MODEL)
 
-parity: fetch  ## tiers A, B and C, both stacks, on the CPU
-	$(BIN)/parity run --tier A,B,C --profile quick
+parity: fetch  ## tiers A to D, both stacks, on the CPU
+	$(BIN)/parity run --tier A,B,C,D --profile quick
 
 check: setup  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -48,10 +48,11 @@ def run(options: Options, question: str, progress: Progress) -> list[tuple[str, 
 
 def _plans(check: Check, question: str) -> list[Plan]:
     """The question in each dtype in which it is asked."""
-    plans = [plan for plan in check.plans if plan.question == question and plan.graph is not None]
+    of_graphs = [plan for plan in check.plans if plan.graph is not None and not plan.graph.session]
+    plans = [plan for plan in of_graphs if plan.question == question]
     if plans:
         return plans
-    asked = list(dict.fromkeys(str(plan.question) for plan in check.plans if plan.graph is not None))
+    asked = list(dict.fromkeys(str(plan.question) for plan in of_graphs))
     if not asked:
         raise UserError(f"check {check.id} is of no whole graph; bisect takes those of tier C")
     raise UserError(f"check {check.id} does not ask {question!r}; allowed: {', '.join(asked)}")

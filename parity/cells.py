@@ -154,5 +154,15 @@ def _unable_to_open(needs: GraphNeeds, dtype: str, info: StackInfo) -> str:
         *(f"layout option {option}" for option in needs.layout_options if option not in graphs.layout_options),
         *([] if graphs.packing or not needs.packing else ["packing"]),
         *([] if graphs.patterns or not needs.patterns else ["patterns of rank and alpha"]),
+        *(
+            [f"training session of {', '.join(needs.model_types)} in {dtype}"]
+            if needs.session and not _has_session(needs, dtype, info)
+            else []
+        ),
     ]
     return f"{info.name} declares no {', no '.join(lacking)}" if lacking else ""
+
+
+def _has_session(needs: GraphNeeds, dtype: str, info: StackInfo) -> bool:
+    training = info.capabilities.training
+    return training is not None and dtype in training.sessions and set(needs.model_types) <= set(training.graphs.get("full_causal", ()))

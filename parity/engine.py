@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import hypothesis
 import numpy as np
@@ -20,9 +21,9 @@ from contract.errors import UserError
 from contract.worker.answers import HarnessError, RequestFailed
 from contract.worker.capabilities import Capabilities
 from contract.worker.files import cache_folder
-from contract.worker.process import Pending, StackProcess
+from contract.worker.process import StackProcess
 from parity.cells import Cell
-from parity.checks.check import Answered, Arrays, Ask, Case, Check
+from parity.checks.check import Answered, Arrays, Ask, Awaited, Case, Check
 from parity.find import reproducer
 from parity.find.fault import Fault
 from parity.judge import confidence
@@ -51,7 +52,7 @@ class _Asked:
     case: Case
     drawn: bool
     cells: list[Cell]
-    pending: dict[tuple[str, Key], tuple[Ask, Pending]]
+    pending: dict[tuple[str, Key], tuple[Ask, Awaited]]
     stack_errors: dict[str, str]
     request_errors: dict[tuple[str, Key], str]
 
@@ -128,7 +129,7 @@ class Engine:
 
         missing = ""
         try:
-            for case in check.fixed_cases() if check.fixed_cases else ():
+            for case in islice(check.fixed_cases(), self._profile.fixed(check)) if check.fixed_cases else ():
                 example(case, drawn=False)
         except UserError as error:
             missing = str(error)
@@ -263,7 +264,7 @@ class Engine:
 
 def draw(check: Check, example: Callable[[Case], None], examples: int, seed: int, phases: tuple[Phase, ...]) -> None:
     """Shows `example` so many of a check's drawn cases; the same ones for the same seed."""
-    if check.cases is None:
+    if check.cases is None or examples == 0:
         return
 
     @hypothesis.seed(seed)

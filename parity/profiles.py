@@ -13,23 +13,29 @@ class Profile:
 
     examples:    of a check that is cheap
     alike:       of every check, whatever it costs; else a costly one draws fewer
+    short:       of a check's fixed cases, no more than the few that it names
     random_seed: the seed is another in each run, unless given
     """
 
     examples: int
     alike: bool = False
+    short: bool = False
     random_seed: bool = False
 
     def drawn(self, check: Check) -> int:
         """How many examples of a check are drawn."""
         if check.cases is None:
             return 0
-        count = self.examples if self.alike else max(1, self.examples // check.cost)
+        count = self.examples if self.alike else max(check.least, self.examples // check.cost)
         return count if check.most is None else min(count, check.most)
+
+    def fixed(self, check: Check) -> int:
+        """How many of a check's fixed cases are asked, the first ones."""
+        return check.few if self.short and check.few is not None else check.fixed_count
 
 
 PROFILES: dict[str, Profile] = {
-    "quick": Profile(examples=12),
+    "quick": Profile(examples=12, short=True),
     "ci": Profile(examples=60),
     "nightly": Profile(examples=10_000, alike=True, random_seed=True),
 }

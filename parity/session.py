@@ -173,7 +173,7 @@ def run(options: Options, progress: Progress) -> Run:
             statistical=_statistical(cells, profile), mutants=options.mutants,
             deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step, doing=progress.doing,
         )  # fmt: skip
-        progress.total(sum(profile.drawn(check) + check.fixed_count for check in checks))
+        progress.total(sum(profile.drawn(check) + profile.fixed(check) for check in checks))
         results = []
         for check in checks:
             progress.doing(f"{check.id}: {check.title}")
@@ -251,7 +251,9 @@ def _probed_dtypes(process: StackProcess) -> frozenset[str]:
 
 
 def _declared_dtypes(info: StackInfo) -> frozenset[str]:
-    return frozenset(dtype for dtypes in info.capabilities.operations.values() for dtype in dtypes)
+    graphs = info.capabilities.graphs
+    of_graphs = () if graphs is None else (*graphs.architectures.values(), graphs.proxy)
+    return frozenset(dtype for dtypes in (*info.capabilities.operations.values(), *of_graphs) for dtype in dtypes)
 
 
 def require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]) -> None:
@@ -273,7 +275,7 @@ def _statistical(cells: Sequence[Cell], profile: Profile) -> int:
     count = 0
     for cell in cells:
         if cell.plan is not None and cell.plan.statistical:
-            count += cell.plan.statistical * (profile.drawn(cell.check) + cell.check.fixed_count)
+            count += cell.plan.statistical * (profile.drawn(cell.check) + profile.fixed(cell.check))
     return count
 
 

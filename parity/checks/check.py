@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from hypothesis.strategies import SearchStrategy
 
-from contract.worker.answers import check_answer
+from contract.worker.answers import Answer, check_answer
 from contract.worker.capabilities import Capabilities, Elementary
 from contract.worker.files import FileReference
 from contract.worker.process import Pending, StackProcess
@@ -65,13 +65,20 @@ class Case:
         self._made.clear()
 
 
+class Awaited(Protocol):
+    """One request or several on their way."""
+
+    def result(self) -> Answer:
+        """Waits for the answer; raises as Pending.result."""
+
+
 class Ask(Protocol):
     """What is asked of a stack for one answer."""
 
     def key(self) -> tuple[object, ...]:
         """Equal where the answer is the same, so that two questions can share it."""
 
-    def send(self, process: StackProcess) -> Pending:
+    def send(self, process: StackProcess) -> Awaited:
         """Sends it.
 
         Raises:
@@ -143,7 +150,10 @@ Judge = Callable[[Case, Sequence[Answered], float], list[Comparison]]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphNeeds:
-    """What a stack must declare of whole graphs to be asked: every one of these."""
+    """What a stack must declare of whole graphs to be asked: every one of these.
+
+    session: training sessions, of runs of these model types
+    """
 
     model_types: tuple[str, ...]
     nf4: bool = False
@@ -152,6 +162,7 @@ class GraphNeeds:
     packing: bool = False
     patterns: bool = False
     proxy: bool = False
+    session: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +197,10 @@ class Check:
     operations:      what a stack must declare to be asked
     cases:           strategy of drawn inputs; None where all are fixed
     cost:            how many examples of a cheap check one example stands for: but for the longest profile, a run draws so many fewer
-    most:            no run draws more
+    least, most:     no run draws fewer, or more
     fixed_cases:     inputs that every run must cover: real weights, dense grids
     fixed_count:     how many those are
+    few:             how many of them, the first, the shortest profile asks; None: all
     zoom:            the part of a case around a failing component, where the operation allows one to be taken
     locate:          finds the operations at fault in a failing case; it then is not shrunk
     """
@@ -201,9 +213,11 @@ class Check:
     not_applicable: Mapping[Question, str]
     cases: SearchStrategy[Case] | None
     cost: int = 1
+    least: int = 1
     most: int | None = None
     fixed_cases: Callable[[], Iterator[Case]] | None = None
     fixed_count: int = 0
+    few: int | None = None
     zoom: Callable[[Case, tuple[int, ...]], Case] | None = None
     locate: Locate | None = None
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from contract.worker.capabilities import Elementary
 from contract.worker.plan import GraphPlan, Nf4, Path
 from contract.worker.process import StackProcess
-from parity.checks import graph_draws, graph_judges, graph_law_checks, proxy
+from parity.checks import graph_draws, graph_judges, graph_law_checks, graph_sections, proxy
 from parity.checks.check import Ask, Case, Check, GraphNeeds, Judge, Plan, Question, Tell
 from parity.checks.graph_case import ForwardAsk, GraphAsk, GraphCase
 from parity.checks.graph_draws import Draw
 from parity.checks.graph_layouts import OPTIONS, PLAIN
+from parity.checks.graph_sections import SectionAsk
 from parity.find import bisect
 from parity.find.fault import Fault
 
@@ -23,6 +25,8 @@ GRAPHS_PER_EXAMPLE = 4
 """How many examples of a primitive a drawn graph stands for."""
 SEVERAL_PER_EXAMPLE = 12
 """The same where every graph of the check is asked once anyway."""
+NARROW_PER_EXAMPLE = 24
+"""The same of graphs in bfloat16, which need a reference of their own: a quick run asks one of each kind, and draws none."""
 
 NF4 = Nf4(block_size=64, double_quant=True, offsets_given=True)
 
@@ -38,6 +42,18 @@ def _ask(dtype: str, *paths: Path) -> Callable[[Case], tuple[Ask, ...]]:
 
 def _ask_both(path: Path) -> Callable[[Case], tuple[Ask, ...]]:
     return lambda case: (*_ask("float32", path)(case), *_ask("float32")(case))
+
+
+def _ask_sections(*paths: Path) -> Callable[[Case], tuple[Ask, ...]]:
+    """The whole graph in bfloat16, then sections of it alone."""
+
+    def asks(case: Case) -> tuple[Ask, ...]:
+        assert isinstance(case, GraphCase)
+        plan = case.plan.model_copy(update={"dtype": "bfloat16", "paths": paths})
+        alone = (SectionAsk(case=case, plan=plan, section=section) for section in graph_sections.asked(plan))
+        return *_ask("bfloat16", *paths)(case), *alone
+
+    return asks
 
 
 def _locate(case: Case, plan: Plan, process: StackProcess, declared: Sequence[Elementary], tell: Tell) -> list[Fault]:
@@ -76,6 +92,15 @@ def _quantized(needs: GraphNeeds) -> tuple[Plan, ...]:
     )
 
 
+def _bfloat16(needs: GraphNeeds, *paths: Path) -> tuple[Plan, ...]:
+    """How precise a graph in bfloat16 is, and each of its operations."""
+    plan = Plan(
+        question=Question.PRECISION, dtype="bfloat16", requests=_ask_sections(*paths), judge=graph_judges.precision_bfloat16(*paths),
+        statistical=1, graph=dataclasses.replace(needs, path=paths[0] if paths else None),
+    )  # fmt: skip
+    return (plan,)
+
+
 _PATHS: Mapping[Path, str] = {
     "checkpoint": "activations computed again in the backward pass",
     "chunked_loss": "the loss without the whole logits",
@@ -86,6 +111,10 @@ _PATHS: Mapping[Path, str] = {
 
 _NO_FAST_PATH = {
     Question.FAST_PATH: "the graph is the plain path; c.llama_nf4, c.llama_checkpoint and the other paths' checks hold those against it"
+}
+_ONLY_PRECISION = {
+    Question.SAME_FUNCTION: "asked in float64, where a rounding hides nothing, by c.llama and the like",
+    Question.FAST_PATH: "asked in float32 by c.llama_nf4, c.llama_checkpoint and the other paths' checks",
 }
 _ONLY_FAST_PATH = dict.fromkeys((Question.SAME_FUNCTION, Question.PRECISION), "asked of the plain path by c.llama and the like")
 
@@ -98,6 +127,7 @@ def checks(model: str = MODEL) -> tuple[Check, ...]:
         *_architectures(),
         *_fast_paths(),
         *_proxies(),
+        *_narrow(),
         *graph_law_checks.checks(),
         _real_check("c.model", "a real checkpoint with LoRA", _plain(real), _NO_FAST_PATH, lambda: graph_draws.real_cases(model), 2),
         _real_check(
@@ -148,6 +178,23 @@ def _proxies() -> Iterator[Check]:
     for path in ("chunked_loss", "fused_lora"):
         title = f"the proxy graph: {_PATHS[path]}"
         yield _drawn_check(f"c.proxy_{path}", title, (_path_plan(plain, path),), _ONLY_FAST_PATH, plain, each=True)
+
+
+def _narrow() -> Iterator[Check]:
+    """Graphs in bfloat16: each architecture with everything at once, a plain one with an NF4 base, the proxy graph."""
+    for model_type, recipes in OPTIONS.items():
+        title = f"a small {model_type} in bfloat16: every option, packed and padded batches"
+        yield _narrow_check(f"c.{model_type}_bfloat16", title, Draw(recipes=recipes, packed=True))
+    yield _narrow_check("c.llama_bfloat16_nf4", "a small Llama in bfloat16 with an NF4 base", Draw(recipes=PLAIN["llama"], base=NF4))
+    yield _narrow_check("c.proxy_bfloat16", "the proxy graph in bfloat16", proxy.Draw())
+    yield _narrow_check("c.proxy_bfloat16_nf4", "the proxy graph in bfloat16 with an NF4 base", proxy.Draw(base=NF4))
+
+
+def _narrow_check(name: str, title: str, draw: Draw | proxy.Draw) -> Check:
+    """The first graph in any run: the others are drawn where there is time."""
+    paths: tuple[Path, ...] = () if draw.base is None else ("nf4_linear",)
+    check = _drawn_check(name, title, _bfloat16(draw.needs(), *paths), _ONLY_PRECISION, draw)
+    return dataclasses.replace(check, cost=NARROW_PER_EXAMPLE, least=0, fixed_cases=lambda: itertools.islice(draw.each(), 1), fixed_count=1)
 
 
 def _path_plan(draw: Draw | proxy.Draw, path: Path) -> Plan:

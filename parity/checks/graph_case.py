@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import ml_dtypes
 import numpy as np
 
 from contract.worker import files, graph, taps
@@ -24,7 +25,7 @@ Weights = Mapping[str, np.ndarray | FileReference]
 class GraphCase(Case):
     """One model and one batch.
 
-    plan:     in float64, without production paths
+    plan:     in float64 (`in_dtype`: in bfloat16), without production paths
     weights:  base weights by name, as arrays or in files
     adapter:  A and B of each linear, float32
     batch:    ids, labels, and positions and segments where sequences are packed or padded
@@ -43,6 +44,17 @@ class GraphCase(Case):
             return stored(self.weights[_source(self.plan, name)])
         return self.once(f"nf4 {name}", lambda: self._dequantized(name))
 
+    def in_dtype(self, dtype: str) -> GraphCase:
+        """What a graph in a dtype is held against: in bfloat16 weights and adapter are rounded to it, as the graph means them."""
+        return self if dtype != "bfloat16" else self.once("bfloat16", self._in_bfloat16)
+
+    def _in_bfloat16(self) -> GraphCase:
+        return _InBfloat16(
+            name=self.name, inputs=self.inputs, real=self.real, plan=self.plan.model_copy(update={"dtype": "bfloat16"}),
+            weights=self.weights, adapter={name: _to_bfloat16(matrix) for name, matrix in self.adapter.items()}, batch=self.batch,
+            seed=self.seed,
+        )  # fmt: skip
+
     def _dequantized(self, name: str) -> np.ndarray:
         base, weight = self.plan.base, stored(self.weights[_source(self.plan, name)])
         assert base is not None
@@ -52,6 +64,19 @@ class GraphCase(Case):
             offset = stored(self.weights[f"{name}.offset"])
             absmax = nf4.unnest(*nf4.nest(absmax, offset), offset)
         return nf4.dequantize(quantized.packed, absmax, base.block_size, (weight.shape[0], weight.shape[1]))
+
+
+class _InBfloat16(GraphCase):
+    """A case whose numbers are bfloat16's, and whose reference is a bfloat16 graph's."""
+
+    def weight(self, name: str) -> np.ndarray:
+        """As GraphCase.weight, rounded."""
+        return _to_bfloat16(super().weight(name))
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16 numbers, ties to even, in float32."""
+    return array.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def _heads(plan: GraphPlan) -> tuple[str, ...]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from contract.model.layout import GPT2Layout, Layout
 from contract.worker import graph, taps
 from contract.worker.capabilities import Elementary
-from contract.worker.plan import GraphPlan
+from contract.worker.plan import GraphPlan, Path
 from parity.checks.check import Answered, Arrays, Case, Judge
 from parity.checks.graph_case import GraphCase
+from parity.checks.graph_sections import RUNS, SectionAsk, asked, operation_limits, operations
 from parity.judge import perturb
 from parity.judge.perturb import Response
 from parity.judge.verdict import Comparison, rows
 from parity.reference.graph import Trace
 from parity.reference.running_error import REFERENCE
-
-RUNS = 30
-"""Perturbed runs behind a threshold."""
 
 FORWARD = "forward."
 """Before a tap's name: as the request `forward` shows it, where `gradients` shows it too."""
@@ -76,6 +75,37 @@ def precision(dtype: str) -> Judge:
         return by_kind(case.plan, observed, exact(trace, observed), response, dtype, 2 if dtype == "float64" else 1, false_alarm)
 
     return judge
+
+
+def precision_bfloat16(*paths: Path) -> Judge:
+    """The whole graph against the reference on weights rounded to bfloat16; and each operation, on the reference's own values.
+
+    The answers are those to GraphAsk and ForwardAsk, and to a SectionAsk for each of `asked`, of a plan with these paths.
+    """
+
+    def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
+        assert isinstance(case, GraphCase)
+        right, declared, answers = case.in_dtype("bfloat16"), answered[0].elementary, answered[0].answers
+        trace, response = reference(right, declared)
+        observed = _together(*answers[:2])
+        comparisons = by_kind(right.plan, observed, exact(trace, observed), response, "bfloat16", 1, false_alarm / 2)
+        plan = right.plan.model_copy(update={"paths": paths})
+        sections, ulp = asked(plan), worst_ulp(plan.layout, declared)
+        for section, answer in zip(sections, answers[2:], strict=True):
+            given = SectionAsk(case=case, plan=plan, section=section).given()
+            share = false_alarm / 2 / len(sections)
+            limits = right.once(f"limits {section} {ulp} {share}", partial(operation_limits, right, section, given, ulp, share))
+            comparisons += [_alone(section, comparison) for comparison in operations(answer, limits)]
+        return comparisons
+
+    return judge
+
+
+def _alone(section: str, comparison: Comparison) -> Comparison:
+    """Named as no comparison of the whole graph is."""
+    before, marker, name = comparison.tensor.rpartition("grad.")
+    place = f"{before}{marker}{taps.prefix(section)}{name}"
+    return dataclasses.replace(comparison, tensor=f"alone.{comparison.tensor}", place=f"alone.{place}")
 
 
 def fast_path(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:

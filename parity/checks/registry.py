@@ -21,6 +21,7 @@ from parity.checks import (
     products,
     rope,
     softmax,
+    trajectory,
 )
 from parity.checks.check import Check
 
@@ -29,7 +30,8 @@ def checks(model: str = graph.MODEL) -> tuple[Check, ...]:
     """Every check; `model` is the checkpoint of tier C."""
     primitives = (products, embedding, norms, rope, softmax, attention, activations, lora_linear, cross_entropy, optimizer, elementary)
     laws = (laws_layers, laws_attention, laws_training)
-    return (*(check for group in (*primitives, *laws, nf4, nf4_linear, nf4_laws) for check in group.CHECKS), *graph.checks(model))
+    small = (check for group in (*primitives, *laws, nf4, nf4_linear, nf4_laws) for check in group.CHECKS)
+    return (*small, *graph.checks(model), *trajectory.CHECKS)
 
 
 CHECKS: tuple[Check, ...] = checks()

@@ -18,17 +18,15 @@ import numpy as np
 
 from contract.worker import graph, taps
 from contract.worker.capabilities import Elementary
-from contract.worker.graph import POSITIONS, ROPE_TABLES, SEGMENTS
 from contract.worker.plan import GraphPlan
 from contract.worker.process import StackProcess
-from contract.worker.taps import EMBEDDING, HEAD
-from parity.checks.check import Arrays, Tell
+from parity.checks.check import Tell
 from parity.checks.graph_case import GraphAsk, GraphCase, open_graph, require_answer
-from parity.checks.graph_judges import RUNS, by_kind, exact, reference, worst_ulp
+from parity.checks.graph_judges import by_kind, exact, reference, worst_ulp
+from parity.checks.graph_sections import RUNS, forced, inputs, operation_limits, operations, passed, widened
 from parity.find.fault import Fault
 from parity.judge import confidence, perturb
 from parity.judge.verdict import Comparison, rows
-from parity.reference.proxy import oracle
 
 NO_SINGLE_OPERATION = "no single operation: a tap is shown, and another value used"
 BETWEEN_SECTIONS = "no section: each is right alone, and wrong is how the whole graph joins them"
@@ -59,15 +57,15 @@ def faults(
         HarnessError, RequestFailed: as StackProcess.request.
     """
     ulp = worst_ulp(plan.layout, declared)
-    trace = oracle(case.plan, case.weight, case.adapter).graph(case.batch, keep=lambda name: name in ROPE_TABLES)
+    trace = passed(case.in_dtype(plan.dtype))
     found: list[_Found] = []
     sections = taps.sections(plan.blocks)
     whole = _bytes(plan) * 4 <= _free_bytes()
     for done, section in enumerate(sections):
         tell(f"{process.name}: looking for the operation in {section} ({done} of {len(sections)} done)")
-        given = _given(case, section, trace.inputs, trace.input_bars, trace.taps, plan.dtype)
+        given = inputs(case.in_dtype(plan.dtype), plan, section, trace)
         found += _Section(case, plan if whole else _alone(plan, section), process, section, given, ulp).faults()
-        case.forget()
+        case.in_dtype(plan.dtype).forget()
     if not found and whole:
         tell(f"{process.name}: every section is right; looking at the whole graph")
         found += _whole(case, plan, process, declared)
@@ -79,7 +77,7 @@ def _whole(case: GraphCase, plan: GraphPlan, process: StackProcess, declared: Se
     ask = GraphAsk(case=case, plan=plan)
     answer = ask.send(process).result().tensors
     ask.require(process.name, answer)
-    trace, response = reference(case, declared)
+    trace, response = reference(case.in_dtype(plan.dtype), declared)
     sides = 2 if plan.dtype == "float64" else 1
     verdicts = by_kind(case.plan, answer, exact(trace, answer), response, plan.dtype, sides, confidence.FALSE_ALARM)
     case.forget()
@@ -104,29 +102,13 @@ def _free_bytes() -> int:
         return 0
 
 
-def _given(case: GraphCase, section: str, inputs: Arrays, input_bars: Arrays, tables: Arrays, dtype: str) -> dict[str, np.ndarray]:
-    """What a section is given: the reference's values, rounded to the stack's dtype."""
-    batch = case.batch.tensors()
-    if section == EMBEDDING:
-        return {name: array for name, array in batch.items() if name in ("ids", POSITIONS)}
-    given = {"input": inputs[section].astype(dtype)}
-    if section == HEAD:
-        own = {name: array for name, array in batch.items() if name in ("labels", SEGMENTS)}
-        return {**given, **own, "bar.loss": np.ones((), dtype=dtype)}
-    names = taps.sections(case.plan.blocks)
-    after = names[names.index(section) + 1]
-    places = {name: array for name, array in batch.items() if name in (POSITIONS, SEGMENTS)}
-    tables = {f"override.{name}": table.astype(dtype) for name, table in tables.items()}
-    return {**given, **places, **tables, "bar.output": input_bars[after].astype(dtype)}
-
-
 class _Section:
     """One section of one stack, held against the reference on the same inputs."""
 
     def __init__(
         self, case: GraphCase, plan: GraphPlan, process: StackProcess, section: str, given: Mapping[str, np.ndarray], ulp: float
     ) -> None:
-        self._case, self._section, self._given, self._ulp = case, section, given, ulp
+        self._case, self._section, self._given, self._ulp = case.in_dtype(plan.dtype), section, given, ulp
         self._plan, self._process = plan, process
         self._taps = {tap.name: tap for tap in taps.section_taps(plan, section)}
         open_graph(process, plan, case.weights, case.adapter)
@@ -134,26 +116,26 @@ class _Section:
     def faults(self) -> list[_Found]:
         """The operations at fault; none where the whole section is right."""
         whole = [one for one in self._compare(self._given) if not one.passed]
-        if not whole:
+        if not whole and self._plan.dtype != perturb.STORED:  # where each operation alone is held more closely
             return []
         local = list(self._operations())
-        if local:
+        if local or not whole:
             return local
         return [_Found(operation=NO_SINGLE_OPERATION, section=self._section, direction="forward", comparison=whole[0])]
 
     def _operations(self) -> Iterator[_Found]:
         """Each tap, and each gradient, from the reference's taps and cotangents alone."""
-        forced = self._forced()
-        for one in self._compare(forced):
+        given = forced(self._case, self._plan, self._section, self._given)
+        for one in self._compare(given, alone=True):
             if one.passed:
                 continue
             if not one.tensor.startswith("grad."):
                 yield _Found(operation=one.tensor, section=self._section, direction="forward", comparison=one)
                 continue
-            for operation, comparison in self._backward(one, forced):
+            for operation, comparison in self._backward(one, given):
                 yield _Found(operation=operation, section=self._section, direction="backward", comparison=comparison)
 
-    def _backward(self, wrong: Comparison, forced: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Comparison]]:
+    def _backward(self, wrong: Comparison, given: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Comparison]]:
         """The operations that send a wrong gradient to a tensor, out of all that take it."""
         of = wrong.tensor.removeprefix("grad.")
         if of.endswith((".lora_a", ".lora_b")):
@@ -165,33 +147,26 @@ class _Section:
             return
         bars = {f"bar.{name}" for name in self._taps}
         for taker in takers:
-            alone = {name: array for name, array in forced.items() if name not in bars or name == f"bar.{taker}"}
-            for one in self._compare(alone, only=wrong.tensor):
+            single = {name: array for name, array in given.items() if name not in bars or name == f"bar.{taker}"}
+            for one in self._compare(single, only=wrong.tensor, alone=True):
                 if not one.passed:
                     yield taker, one
 
-    def _forced(self) -> dict[str, np.ndarray]:
-        """The section's request with every tap but the last overridden, and every cotangent given."""
-        right, dtype = oracle(self._case.plan, self._case.weight, self._case.adapter), self._plan.dtype
-        given = _widened(self._given)
-        values, bars = right.section(self._section, given), right.cotangents(self._section, given)
-        last = list(self._taps)[-1]
-        forced = dict(self._given)
-        forced |= {f"override.{name}": values[name].astype(dtype) for name in self._taps if name != last and name in values}
-        forced |= {f"bar.{name}": np.asarray(bar, dtype=dtype) for name, bar in bars.items() if name in self._taps}
-        return forced
-
-    def _compare(self, tensors: Mapping[str, np.ndarray], only: str = "") -> list[Comparison]:
+    def _compare(self, tensors: Mapping[str, np.ndarray], only: str = "", *, alone: bool = False) -> list[Comparison]:
+        """alone: every tap is overridden, so that each answered tensor is one operation's work."""
         answer = self._process.request("block", {"graph": self._process.graph, "section": self._section}, tensors).tensors
         batch, tokens = self._case.batch.ids.shape
         expected = graph.expected_block_answer(self._plan, self._section, tensors, batch, tokens)
         require_answer(self._process.name, expected, answer)
+        share = confidence.FALSE_ALARM / len(taps.sections(self._plan.blocks))
+        if alone and self._plan.dtype == perturb.STORED:
+            asked = {name: answer[name] for name in expected if only in ("", name)}  # in the order of computation
+            return operations(asked, operation_limits(self._case, self._section, tensors, self._ulp, share))
         exact, response = perturb.respond_section(
-            self._case.plan, self._section, self._case.weight, self._case.adapter, _widened(tensors),
+            self._case.plan, self._section, self._case.weight, self._case.adapter, widened(tensors),
             runs=RUNS, seed=self._case.seed, ulp=self._ulp,
         )  # fmt: skip
-        sections = len(taps.sections(self._plan.blocks))
-        per_row = confidence.FALSE_ALARM / sections / sum(response.rows[name].size for name in answer)
+        per_row = share / sum(response.rows[name].size for name in answer)
         comparisons = []
         for name in expected:  # in the order of computation
             if only and name != only:
@@ -203,10 +178,6 @@ class _Section:
             observed, wanted = (array.reshape(1, 1) if array.ndim == 0 else array for array in (answer[name], exact[name]))
             comparisons.append(rows(name, observed, wanted, limit, "the reference's own inputs (docs/theory.md)"))
         return comparisons
-
-
-def _widened(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in tensors.items()}
 
 
 def _grouped(stack: str, found: Sequence[_Found]) -> list[Fault]:

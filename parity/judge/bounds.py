@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from scipy.special import chdtri
 
@@ -31,12 +32,18 @@ class Bound:
 
 def unit_roundoff(dtype: str) -> float:
     """u = eps / 2: the largest relative error of one rounding to nearest."""
-    return float(np.finfo(dtype).eps) / 2
+    return float(_finfo(dtype).eps) / 2
 
 
 def smallest_normal(dtype: str) -> float:
     """The smallest positive normal number: what one operation may lose below it, flushed or gradual."""
-    return float(np.finfo(dtype).smallest_normal)
+    return float(_finfo(dtype).smallest_normal)
+
+
+def _finfo(dtype: str) -> np.finfo[np.floating]:
+    """Of bfloat16 too, of which NumPy's own knows nothing."""
+    found: np.finfo[np.floating] = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return found
 
 
 def gamma(length: int, u: float) -> float:

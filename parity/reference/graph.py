@@ -26,7 +26,7 @@ from parity.reference.graph_ends import Head, rope_tables
 from parity.reference.graph_linear import LoraLinear, scaling
 from parity.reference.graph_norm import LayerNorm, RmsNorm
 from parity.reference.graph_operations import Constants
-from parity.reference.rounding import Exact, Noise, none, rounded, summed
+from parity.reference.rounding import Exact, Noise, before, each, none, summed
 from parity.reference.tape import Kind, See, Tape
 
 NOT_FLOATS = ("ids", "labels", POSITIONS, SEGMENTS)
@@ -192,10 +192,10 @@ class Oracle:
         tables = self._tables(tape, ids.shape[1], positions)
         if tables is not None:
             cos, sin = tables
-            return x, (tape.tap("rope.cos", cos, none), tape.tap("rope.sin", sin, none))
+            return x, (tape.tap("rope.cos", cos, lambda: before(cos)), tape.tap("rope.sin", sin, lambda: before(sin)))
         rows = self._weight("position_embedding")[np.arange(ids.shape[1]) if positions is None else positions][None]
         embedded = x + tape.tap("position_embedding", rows, none)
-        return tape.tap("embedded", embedded, lambda: rounded(embedded)), None
+        return tape.tap("embedded", embedded, lambda: each(embedded)), None
 
     def _embedding_backward(self, tape: Tape, *, placed: bool) -> None:
         """placed: the request gave positions; else all sequences share the rows of theirs."""

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import erf, expit
 
 from parity.reference.graph_operations import Constants, exp_size
-from parity.reference.rounding import rounded, together
+from parity.reference.rounding import Mixed, once, rounded, together
 from parity.reference.tape import Tape
 
 
@@ -28,7 +28,7 @@ class Silu:
         """What the way back needs, and silu(x) as a tap."""
         silu = cls(x=x, sigma=expit(x))
         y = x * silu.sigma
-        return silu, tape.tap(name, y, lambda: together(np.abs(x) * silu._sigma_size(tape.noise.ulp), rounded(y)))
+        return silu, tape.tap(name, y, lambda: once(together(np.abs(x) * silu._sigma_size(tape.noise.ulp), rounded(y)), y))
 
     def backward(self, tape: Tape, y_bar: np.ndarray, into: str) -> None:
         """x_bar = y_bar silu'(x), silu'(x) = sigma (1 + x (1 - sigma))."""
@@ -36,11 +36,11 @@ class Silu:
         slope = sigma * (1 + x * (1 - sigma))
         x_bar = y_bar * slope
 
-        def size() -> np.ndarray:
+        def size() -> Mixed:
             by_sigma = (1 + x * (1 - 2 * sigma)) * self._sigma_size(tape.noise.ulp)
             x_rest = sigma * x * (1 - sigma)
             slope_size = together(by_sigma, rounded(x_rest, x_rest, slope, slope))  # 1 - sigma, x times it; 1 + that, sigma times it
-            return together(y_bar * slope_size, rounded(x_bar))
+            return once(together(y_bar * slope_size, rounded(x_bar)), x_bar)
 
         tape.flow(into, x_bar, size)
 
@@ -70,7 +70,7 @@ class Gelu:
         gelu = {"gelu": cls._by_erf, "gelu_new": cls._by_tanh}[function](x, constants)
         y = x / 2 * (1 + gelu.h)
         return gelu, tape.tap(
-            name, y, lambda: together(x / 2 * gelu.h_size(tape.noise.ulp), rounded(x / 2 * (1 + gelu.h), y))
+            name, y, lambda: once(together(x / 2 * gelu.h_size(tape.noise.ulp), rounded(x / 2 * (1 + gelu.h), y)), y)
         )  # fmt: skip
 
     def backward(self, tape: Tape, y_bar: np.ndarray, into: str) -> None:
@@ -78,10 +78,10 @@ class Gelu:
         flat, steep = (1 + self.h) / 2, self.x / 2 * self.slope
         x_bar = y_bar * (flat + steep)
 
-        def size() -> np.ndarray:
+        def size() -> Mixed:
             ulp = tape.noise.ulp
             of_sum = together(self.h_size(ulp) / 2, self.x / 2 * self.slope_size(ulp), rounded(flat, flat, steep, steep, flat + steep))
-            return together(y_bar * of_sum, rounded(x_bar))
+            return once(together(y_bar * of_sum, rounded(x_bar)), x_bar)
 
         tape.flow(into, x_bar, size)
 

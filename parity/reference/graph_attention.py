@@ -18,7 +18,7 @@ import numpy as np
 from contract.data.batches import PADDING
 from parity.reference.graph_norm import Fold, same
 from parity.reference.graph_operations import Softmax, rope, rope_backward
-from parity.reference.rounding import Size, products, rounded, together
+from parity.reference.rounding import Mixed, Size, once, placed, products, rounded, together
 from parity.reference.tape import Tape
 
 
@@ -71,7 +71,7 @@ class Rope:
         """Sends the cotangent to the tap that was turned."""
         fold = fold_of(into)
         bar, size = rope_backward(tape.bar(self.name), self.cos, self.sin)
-        tape.flow(into, fold(bar), lambda: fold(size()))
+        tape.flow(into, fold(bar), lambda: placed(size(), fold))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +95,20 @@ class Attention:
         q_PBHTE, k_PBKTE, v_PBKTE = qkv
         scores = scale * _grouped(q_PBHTE, k_PBKTE.swapaxes(-1, -2))
 
-        def scores_size() -> np.ndarray:
+        def scores_size() -> Mixed:
             squares = _grouped(q_PBHTE**2, k_PBKTE.swapaxes(-1, -2) ** 2)
-            return together(scale * products(scores / scale, squares, q_PBHTE.shape[-1]), rounded(scores))
+            inside = scale * products(scores / scale, squares, q_PBHTE.shape[-1])
+            alone, stored = together(inside, rounded(scores)), rounded(scores, scores)  # the products, then their product by the scale
+            return Mixed(alone=alone, inside=inside, stored=stored, most=2 * np.abs(scores), after=2)
 
         scores_PBHTS = tape.tap("scores", scores, scores_size)
         softmax, weights_PBHTS = Softmax.forward(tape, "weights", scores_PBHTS, seen)
         context_PBHTE = _grouped(weights_PBHTS, v_PBKTE)
-        context = tape.tap(
-            "context", side_by_side(context_PBHTE), lambda: side_by_side(_context_size(context_PBHTE, weights_PBHTS, v_PBKTE))
-        )
+
+        def context_size() -> np.ndarray | Mixed:
+            return placed(once(_context_size(context_PBHTE, weights_PBHTS, v_PBKTE), context_PBHTE), side_by_side)
+
+        context = tape.tap("context", side_by_side(context_PBHTE), context_size)
         saved = cls(
             names=names, key_heads=k_PBKTE.shape[2], q_PBHTE=q_PBHTE, k_PBKTE=k_PBKTE, v_PBKTE=v_PBKTE, softmax=softmax,
             weights_PBHTS=weights_PBHTS, scale=scale,
@@ -117,25 +121,67 @@ class Attention:
         context_bar = heads(tape.bar("context"), query_heads)
         weights_bar = _grouped(context_bar, self.v_PBKTE.swapaxes(-1, -2))
 
-        def weights_bar_size() -> np.ndarray:
-            return products(weights_bar, _grouped(context_bar**2, self.v_PBKTE.swapaxes(-1, -2) ** 2), context_bar.shape[-1])
+        def weights_bar_size() -> Mixed:
+            squares = _grouped(context_bar**2, self.v_PBKTE.swapaxes(-1, -2) ** 2)
+            return once(products(weights_bar, squares, context_bar.shape[-1]), weights_bar)
 
         tape.flow("weights", weights_bar, weights_bar_size)
         v_bar = self._over_group(self.weights_PBHTS, context_bar)
-        tape.flow("v_proj", side_by_side(v_bar), lambda: side_by_side(self._over_group_size(v_bar, self.weights_PBHTS, context_bar)))
+        tape.flow("v_proj", side_by_side(v_bar), lambda: placed(self._v_bar_size(tape, v_bar, context_bar), side_by_side))
         self.softmax.backward(tape, tape.bar("weights"), "scores")
 
         scores_bar = tape.bar("scores")
         q_bar = _grouped(scores_bar, self.k_PBKTE)
         k_bar = self._over_group(scores_bar, self.q_PBHTE)
-        self._flow(tape, self.names[0], self.scale * q_bar, lambda: self._scaled(q_bar, _context_size(q_bar, scores_bar, self.k_PBKTE)))
-        self._flow(
-            tape, self.names[1], self.scale * k_bar, lambda: self._scaled(k_bar, self._over_group_size(k_bar, scores_bar, self.q_PBHTE))
-        )
+        self._flow(tape, self.names[0], self.scale * q_bar, lambda: self._q_bar_size(tape, q_bar, scores_bar))
+        self._flow(tape, self.names[1], self.scale * k_bar, lambda: self._k_bar_size(tape, k_bar, scores_bar))
 
     def _flow(self, tape: Tape, into: str, bar: np.ndarray, size: Size) -> None:
         fold = fold_of(into)
-        tape.flow(into, fold(bar), lambda: fold(size()))
+        tape.flow(into, fold(bar), lambda: placed(size(), fold))
+
+    def _q_bar_size(self, tape: Tape, q_bar: np.ndarray, scores_bar: np.ndarray) -> np.ndarray | Mixed:
+        """Stored are the scaled cotangents of the scores, and the sum."""
+        inside = self._scaled(q_bar, _context_size(q_bar, scores_bar, self.k_PBKTE))
+        if not tape.noise.mixed:
+            return inside
+        squares, terms = _grouped(scores_bar**2, self.k_PBKTE**2), _grouped(np.abs(scores_bar), np.abs(self.k_PBKTE))
+        return self._stored(inside, squares, terms, q_bar, after=2)
+
+    def _k_bar_size(self, tape: Tape, k_bar: np.ndarray, scores_bar: np.ndarray) -> np.ndarray | Mixed:
+        """Stored are the scaled cotangents of the scores, each head's sum, and the sum over heads."""
+        inside = self._scaled(k_bar, self._over_group_size(k_bar, scores_bar, self.q_PBHTE))
+        if not tape.noise.mixed:
+            return inside
+        squares, terms = self._over_group(scores_bar**2, self.q_PBHTE**2), self._over_group(np.abs(scores_bar), np.abs(self.q_PBHTE))
+        by_head = self._by_head(scores_bar, self.q_PBHTE)
+        return self._stored(inside, squares + by_head[0], terms + by_head[1], k_bar, after=3)
+
+    def _v_bar_size(self, tape: Tape, v_bar: np.ndarray, context_bar: np.ndarray) -> np.ndarray | Mixed:
+        """Stored are each head's sum, and the sum over heads."""
+        inside = self._over_group_size(v_bar, self.weights_PBHTS, context_bar)
+        if not tape.noise.mixed:
+            return inside
+        squares, terms = self._by_head(self.weights_PBHTS, context_bar)
+        return Mixed(
+            alone=inside, inside=inside, stored=together(np.sqrt(squares / 3), rounded(v_bar)), most=terms + np.abs(v_bar), after=2
+        )
+
+    def _stored(self, inside: np.ndarray, squares: np.ndarray, terms: np.ndarray, bar: np.ndarray, *, after: int) -> Mixed:
+        """squares, terms: of what is rounded before the last sum, and its absolute values, summed; all of it is yet to be scaled."""
+        stored = self.scale * together(np.sqrt(squares / 3), rounded(bar))
+        return Mixed(alone=inside, inside=inside, stored=stored, most=self.scale * (terms + np.abs(bar)), after=after)
+
+    def _by_head(self, left_PBHTS: np.ndarray, right_PBHTE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """left^T right head by head: the squares and the absolute values, each summed over the heads that share a key head.
+
+        Zero where no heads share one: nothing is summed then.
+        """
+        if left_PBHTS.shape[2] == self.key_heads:
+            return np.zeros(()), np.zeros(())
+        each_head = left_PBHTS.swapaxes(-1, -2) @ right_PBHTE
+        grouped = each_head.reshape(*each_head.shape[:2], self.key_heads, -1, *each_head.shape[-2:])
+        return np.sum(grouped**2, axis=3), np.sum(np.abs(grouped), axis=3)
 
     def _scaled(self, value: np.ndarray, size: np.ndarray) -> np.ndarray:
         return together(self.scale * size, rounded(self.scale * value))

@@ -22,7 +22,7 @@ from parity.reference.graph_attention import Attention, Rope, fold_of, heads
 from parity.reference.graph_linear import LoraLinear
 from parity.reference.graph_norm import LayerNorm, LayerNormed, RmsNorm, RmsNormed
 from parity.reference.graph_operations import Constants
-from parity.reference.rounding import rounded
+from parity.reference.rounding import each
 from parity.reference.tape import Tape
 
 
@@ -56,9 +56,9 @@ class Block:
         tape = self._tape
         x_PBTD = tape.enter(x_PBTD)
         h = x_PBTD + self._through("o_proj", self._context(self._norm("attention_norm", x_PBTD), tables, seen))
-        h_PBTD = tape.tap("attention_residual", h, lambda: rounded(h))
+        h_PBTD = tape.tap("attention_residual", h, lambda: each(h))
         y = h_PBTD + self._through("down_proj", self._inner(self._norm("mlp_norm", h_PBTD)))
-        return tape.tap("output", y, lambda: rounded(y))
+        return tape.tap("output", y, lambda: each(y))
 
     def backward(self) -> np.ndarray:
         """The cotangent of the residual stream before the block; that of `output` has been given to the tape."""
@@ -121,7 +121,7 @@ class Block:
         self._up_PBTF = self._through("up_proj", normed_PBTD)
         self._silu, self._activation_PBTF = Silu.forward(tape, "activation", gate_PBTF)
         gated = self._activation_PBTF * self._up_PBTF
-        return tape.tap("gated", gated, lambda: rounded(gated))
+        return tape.tap("gated", gated, lambda: each(gated))
 
     def _inner_backward(self) -> None:
         tape = self._tape
@@ -131,8 +131,8 @@ class Block:
             return
         gated_bar = tape.bar("gated")
         by_activation, by_up = gated_bar * self._up_PBTF, gated_bar * self._activation_PBTF
-        tape.flow("activation", by_activation, lambda: rounded(by_activation))
-        tape.flow("up_proj", by_up, lambda: rounded(by_up))
+        tape.flow("activation", by_activation, lambda: each(by_activation))
+        tape.flow("up_proj", by_up, lambda: each(by_up))
         self._silu.backward(tape, tape.bar("activation"), "gate_proj")
         self._back("up_proj")
         self._back("gate_proj")

@@ -11,7 +11,7 @@ from contract.model.layouts.rope import RopeLayout, RopeScaling
 from contract.worker.graph import IGNORE_INDEX
 from parity.reference.graph_norm import LayerNorm, LayerNormed, RmsNorm, RmsNormed
 from parity.reference.graph_operations import exp_size, product, product_size
-from parity.reference.rounding import none, rounded, summed, together
+from parity.reference.rounding import Mixed, each, none, once, rounded, summed, together
 from parity.reference.tape import Tape
 
 
@@ -39,8 +39,8 @@ def rope_tables(tape: Tape, layout: RopeLayout, positions: np.ndarray, *, angles
     angle = tape.near("rope.angle", angle, lambda: rounded(angle) if angles_err else none())
     within = 2.0 if angles_err else 1.0  # a function within one ulp (2 u), or a cast (u)
     cos, sin = np.cos(angle), np.sin(angle)
-    noisy_cos = tape.near("rope.cosine", cos, lambda: rounded(within * cos))
-    noisy_sin = tape.near("rope.sine", sin, lambda: rounded(within * sin))
+    noisy_cos = tape.near("rope.cosine", cos, lambda: each(within * cos))
+    noisy_sin = tape.near("rope.sine", sin, lambda: each(within * sin))
     at = places.reshape(positions.shape)
     return np.concatenate([noisy_cos, noisy_cos], axis=-1)[:, at], np.concatenate([noisy_sin, noisy_sin], axis=-1)[:, at]
 
@@ -153,10 +153,10 @@ class Loss:
         np.put_along_axis(deviation, label, np.take_along_axis(deviation, label, axis=-1) - 1, axis=-1)
         bar = scale * deviation
 
-        def size() -> np.ndarray:
+        def size() -> Mixed:
             own = 2 * tape.noise.ulp * p / np.sqrt(3)
             of_p = together(own, rounded(p * self._shifted, p * log_p, p))  # d and d - L as exp's argument; a quotient's rounding
-            return _and_last(together(scale * together(of_p, rounded(deviation)), rounded(bar)))
+            return once(_and_last(together(scale * together(of_p, rounded(deviation)), rounded(bar))), _and_last(bar))
 
         tape.flow(self._logits, _and_last(bar), size)
 

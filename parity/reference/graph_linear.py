@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.reference.graph_operations import Constants, outer, outer_size, product, product_size
-from parity.reference.rounding import products, rounded
+from parity.reference.rounding import Mixed, each, once, products
 from parity.reference.tape import Tape
 
 
@@ -41,11 +41,11 @@ class LoraLinear:
         """y [P, B, T, O] and, with LoRA, A x [P, B, T, R], which the way back needs."""
         base = product(x_PBTI, self.weight_OI.T) + (0.0 if self.bias_O is None else self.bias_O)
 
-        def base_size() -> np.ndarray:
+        def base_size() -> Mixed:
             if self.bias_O is None:
                 return product_size(base, x_PBTI, self.weight_OI.T)
             squares = product(x_PBTI * x_PBTI, (self.weight_OI * self.weight_OI).T) + self.bias_O * self.bias_O
-            return products(base, squares, self.weight_OI.shape[1] + 1)
+            return once(products(base, squares, self.weight_OI.shape[1] + 1), base)
 
         if self.lora_a_RI is None or self.lora_b_OR is None:
             return tape.tap(self.name, base, base_size), None
@@ -57,7 +57,7 @@ class LoraLinear:
         bax_PBTO = tape.tap(f"{self.name}.lora_bax", bax, lambda: product_size(bax, ax_PBTR, b_RO))
         scaled = self.constants.beside(bax, self.scaling) * bax_PBTO
         y = base_PBTO + scaled
-        return tape.tap(self.name, y, lambda: rounded(scaled, y)), ax_PBTR
+        return tape.tap(self.name, y, lambda: each(scaled, y)), ax_PBTR
 
     def backward(self, tape: Tape, x_PBTI: np.ndarray, ax_PBTR: np.ndarray | None) -> None:
         """B_bar = (s y_bar)^T (A x);  (A x)_bar = B^T (s y_bar);  A_bar = (A x)_bar^T x;  x_bar = W^T y_bar + A^T (A x)_bar."""
@@ -66,7 +66,7 @@ class LoraLinear:
             a_RI, b_OR = self.lora_a_RI, self.lora_b_OR
             scaled = self.constants.beside(y_bar, self.scaling) * y_bar
             tape.flow(f"{self.name}.base", y_bar)
-            tape.flow(f"{self.name}.lora_bax", scaled, lambda: rounded(scaled))
+            tape.flow(f"{self.name}.lora_bax", scaled, lambda: each(scaled))
             bax_bar = tape.bar(f"{self.name}.lora_bax")
             b_bar = outer(bax_bar, ax_PBTR)
             tape.grad(f"{self.name}.lora_b", b_bar, lambda: outer_size(b_bar, bax_bar, ax_PBTR))

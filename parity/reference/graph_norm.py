@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.reference.graph_operations import Constants
-from parity.reference.rounding import products, rounded, summed, together
+from parity.reference.rounding import none, once, products, rounded, summed, together
 from parity.reference.tape import Tape
 
 Fold = Callable[[np.ndarray], np.ndarray]
@@ -44,7 +44,7 @@ class RmsNorm:
         rate = 1 / np.sqrt(tape.near(f"{self.name}.mean", mean, mean_size))
         rate = tape.near(f"{self.name}.rate", rate, lambda: rounded(rate, rate))  # root, reciprocal
         y = x_PXD * rate * self.weight_D
-        return RmsNormed(norm=self, x_PXD=x_PXD, rate_PX1=rate), tape.tap(self.name, y, lambda: rounded(y, y))
+        return RmsNormed(norm=self, x_PXD=x_PXD, rate_PX1=rate), tape.tap(self.name, y, lambda: once(rounded(y, y), y))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,11 @@ class RmsNormed:
         width = self.norm.constants.beside(w, 1 / w.shape[-1])
         mean = tape.near(f"bar.{self.norm.name}.inner", inner, inner_size) * width
         direct, through = self.rate_PX1 * w, self.rate_PX1 * xhat * mean
-        tape.flow(into, fold(direct), lambda: fold(rounded(direct, direct)))
         # xhat, the mean and two products; in two shares, since x stands twice in x^2 and a stack may add what comes back by each
-        tape.flow(into, fold(-through / 2), lambda: fold(rounded(through, through, through, through)))
-        tape.flow(into, fold(-through / 2))
+        tape.flow_together(
+            into, (fold(direct), lambda: fold(rounded(direct, direct))),
+            (fold(-through / 2), lambda: fold(rounded(through, through, through, through))), (fold(-through / 2), none),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class LayerNorm:
         rate = tape.near(f"{self.name}.rate", rate, lambda: rounded(rate, rate))  # root, reciprocal
         scaled = d_PXD * rate * self.weight_D
         y = scaled + self.bias_D
-        return LayerNormed(norm=self, d_PXD=d_PXD, rate_PX1=rate), tape.tap(self.name, y, lambda: rounded(scaled, scaled, y))
+        return LayerNormed(norm=self, d_PXD=d_PXD, rate_PX1=rate), tape.tap(self.name, y, lambda: once(rounded(scaled, scaled, y), y))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,8 @@ class LayerNormed:
             return together(products(shift, squares, w.shape[-1]), rounded(shift))
 
         shift = tape.near(f"bar.{self.norm.name}.shift", shift, shift_size) * width
-        tape.flow(into, fold(direct), lambda: fold(rounded(direct, direct)))
-        tape.flow(into, fold(-through / 2), lambda: fold(rounded(through, through, through, through)))
-        tape.flow(into, fold(-through / 2))
-        tape.flow(into, fold(np.broadcast_to(-shift, direct.shape)))
+        tape.flow_together(
+            into, (fold(direct), lambda: fold(rounded(direct, direct))),
+            (fold(-through / 2), lambda: fold(rounded(through, through, through, through))), (fold(-through / 2), none),
+            (fold(np.broadcast_to(-shift, direct.shape)), none),
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.reference.rounding import Noise, Size, constant, none, products, rounded, summed, together
+from parity.reference.rounding import Mixed, Noise, Size, before, constant, each, once, products, rounded, summed, together
 from parity.reference.tape import Tape
 
 
@@ -37,9 +37,9 @@ def product(x_PBTI: np.ndarray, weight_IO: np.ndarray) -> np.ndarray:
     return y.reshape(*x_PBTI.shape[:-1], weight_IO.shape[1])
 
 
-def product_size(y_PBTO: np.ndarray, x_PBTI: np.ndarray, weight_IO: np.ndarray) -> np.ndarray:
+def product_size(y_PBTO: np.ndarray, x_PBTI: np.ndarray, weight_IO: np.ndarray) -> Mixed:
     """The size of the error of y = x weight."""
-    return products(y_PBTO, product(x_PBTI * x_PBTI, weight_IO * weight_IO), weight_IO.shape[0])
+    return once(products(y_PBTO, product(x_PBTI * x_PBTI, weight_IO * weight_IO), weight_IO.shape[0]), y_PBTO)
 
 
 def outer(y_bar_PBTO: np.ndarray, x_PBTI: np.ndarray) -> np.ndarray:
@@ -49,9 +49,10 @@ def outer(y_bar_PBTO: np.ndarray, x_PBTI: np.ndarray) -> np.ndarray:
     return gradient
 
 
-def outer_size(gradient_POI: np.ndarray, y_bar_PBTO: np.ndarray, x_PBTI: np.ndarray) -> np.ndarray:
+def outer_size(gradient_POI: np.ndarray, y_bar_PBTO: np.ndarray, x_PBTI: np.ndarray) -> Mixed:
     """The size of the error of `outer`."""
-    return products(gradient_POI, outer(y_bar_PBTO * y_bar_PBTO, x_PBTI * x_PBTI), x_PBTI.shape[1] * x_PBTI.shape[2])
+    squares = outer(y_bar_PBTO * y_bar_PBTO, x_PBTI * x_PBTI)
+    return once(products(gradient_POI, squares, x_PBTI.shape[1] * x_PBTI.shape[2]), gradient_POI)
 
 
 def rotate_half(x_XE: np.ndarray) -> np.ndarray:
@@ -64,14 +65,14 @@ def rope(x_XTE: np.ndarray, cos_TE: np.ndarray, sin_TE: np.ndarray) -> tuple[np.
     """x cos + rotate_half(x) sin (Su et al. 2021, arXiv:2104.09864, eq. 34, on halves as Llama's weights are laid out), and its size."""
     first, second = x_XTE * cos_TE, rotate_half(x_XTE) * sin_TE
     y = first + second
-    return y, lambda: rounded(first, second, y)
+    return y, lambda: each(first, second, y)
 
 
 def rope_backward(y_bar_XTE: np.ndarray, cos_TE: np.ndarray, sin_TE: np.ndarray) -> tuple[np.ndarray, Size]:
     """x_bar = y_bar cos + rotate_half^T (y_bar sin), rotate_half^T = -rotate_half, and its size."""
     first, second = y_bar_XTE * cos_TE, rotate_half(y_bar_XTE * sin_TE)
     x_bar = first - second
-    return x_bar, lambda: rounded(first, second, x_bar)
+    return x_bar, lambda: each(first, second, x_bar)
 
 
 def exp_size(e: np.ndarray, argument: np.ndarray, ulp: float) -> np.ndarray:
@@ -104,8 +105,10 @@ class Softmax:
         total = tape.near(f"{name}.sum", total, lambda: summed(total, np.sum(e * e, axis=-1, keepdims=True), count))
         weights = np.divide(e, total, out=np.zeros(np.broadcast_shapes(e.shape, total.shape)), where=count > 0)
         # a reciprocal and a product; a single weight is e / e, which is 1 however e erred
-        weights = tape.near(f"{name}.quotient", weights, lambda: np.where(count > 1, rounded(weights, weights), 0.0))
-        return cls(weights_PBHTS=weights, several=count > 1), tape.tap(name, weights, none)
+        several = np.where(count > 1, weights, 0.0)
+        # what the way back takes may be stored
+        weights = tape.near(f"{name}.quotient", weights, lambda: once(rounded(several, several), several))
+        return cls(weights_PBHTS=weights, several=count > 1), tape.tap(name, weights, lambda: before(several))
 
     def backward(self, tape: Tape, weights_bar_PBHTS: np.ndarray, into: str) -> None:
         """z_bar = p (p_bar - sum p p_bar), exactly 0 for what is not seen, and where a single one is."""
@@ -118,5 +121,15 @@ class Softmax:
 
         noisy_inner = tape.near(f"{into}.inner", inner, inner_size)
         z_bar = p * (p_bar - noisy_inner)
-        # p p_bar and p sum(p p_bar) may be rounded before they are subtracted; the difference; its product by p
-        tape.flow(into, z_bar, lambda: np.where(self.several, rounded(p * p_bar, p * inner, z_bar, z_bar), 0.0))
+        tape.flow(into, z_bar, lambda: self._bar_size(p_bar, inner, z_bar))
+
+    def _bar_size(self, p_bar: np.ndarray, inner: np.ndarray, z_bar: np.ndarray) -> Mixed:
+        """p p_bar and p sum(p p_bar) may be rounded before they are subtracted; the difference; its product by p.
+
+        Of stored roundings, z_bar's own and those of p, as it stands in the formula twice.
+        """
+        p = self.weights_PBHTS
+        inside = np.where(self.several, rounded(p * p_bar, p * inner, z_bar, z_bar), 0.0)
+        through = np.abs(p) * np.sum(np.abs(p * p_bar), axis=-1, keepdims=True)
+        most = np.where(self.several, 2 * np.abs(z_bar) + through, 0.0)
+        return Mixed(alone=inside, inside=inside, stored=rounded(np.where(self.several, z_bar, 0.0)), most=most, after=3)

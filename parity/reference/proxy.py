@@ -24,7 +24,7 @@ from parity.reference.graph import Batch, Oracle
 from parity.reference.graph_ends import Loss
 from parity.reference.graph_linear import LoraLinear, scaling
 from parity.reference.graph_norm import RmsNorm, RmsNormed
-from parity.reference.rounding import Noise, Size, none, rounded, together
+from parity.reference.rounding import Noise, Size, combined, each, none, once, rounded
 from parity.reference.tape import Kind, See, Tape
 
 
@@ -114,7 +114,7 @@ class ProxyOracle(Oracle):
         f_PBTD, ax_PBTR = linear.forward(tape, normed_PBTD)
         share, size = self._divided(f_PBTD)
         y = x_PBTD + share
-        y_PBTD = tape.tap("output", y, lambda: together(size(), rounded(y)))
+        y_PBTD = tape.tap("output", y, lambda: combined(size(), each(y)))
         return _Block(linear, normed, normed_PBTD, ax_PBTR), y_PBTD
 
     def _block_backward(self, tape: Tape, block: _Block) -> np.ndarray:
@@ -145,7 +145,7 @@ class ProxyOracle(Oracle):
         if n < 2:
             return x_PBTD, none
         y = x_PBTD / self._constants.beside(x_PBTD, float(np.sqrt(n)))
-        return y, lambda: rounded(y, y)
+        return y, lambda: once(rounded(y, y), y)
 
     def _linear(self, section: str, name: str, source: str) -> LoraLinear:
         lora, path = self._plan.lora, prefix(section) + name

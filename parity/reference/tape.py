@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from parity.reference.rounding import Noise, Size, none, summed, together
+from parity.reference.rounding import Mixed, Noise, Size, none, once, parts, sum_of, summed, together
 
 Kind = Literal["tap", "bar", "grad"]
 See = Callable[[Kind, str, np.ndarray], None]
@@ -58,6 +58,17 @@ class Tape:
         """One consumer's share of the cotangent of what stands at a tap's place."""
         self._flows.setdefault(name, []).append((bar, size))
 
+    def flow_together(self, name: str, *shares: tuple[np.ndarray, Size]) -> None:
+        """What one operation sends to a tap in several shares; where what is stored is narrower, as their sum, rounded once."""
+        if not self.noise.mixed:
+            for share, size in shares:
+                self.flow(name, share, size)
+            return
+        total = shares[0][0]
+        for share, _ in shares[1:]:
+            total = total + share
+        self.flow(name, total, lambda: once(together(*(parts(size()).inside for _, size in shares)), total))
+
     def bar(self, name: str) -> np.ndarray:
         """The total cotangent of a tap as computed: its consumers' shares, unless an override stands in its place, and the given one."""
         shares = self._flows.pop(name, [])
@@ -87,8 +98,22 @@ class Tape:
         for share, _ in shares[1:]:
             total = total + share
 
-        def size() -> np.ndarray:
+        def size() -> Mixed:
             squares = np.sum(np.stack([np.square(share) for share, _ in shares]), axis=0)
-            return together(summed(total, squares, len(shares)), *(own() for _, own in shares))
+            additions, own = summed(total, squares, len(shares)), [parts(of_share()) for _, of_share in shares]
+            return Mixed(
+                alone=together(additions, *(one.alone for one in own)), inside=together(*(one.inside for one in own)),
+                stored=together(additions, *(one.stored for one in own)),
+                most=sum_of(_largest_sums(total, [share for share, _ in shares]), *(one.most for one in own)),
+                after=len(shares) - 1 + max(one.after for one in own),
+            )  # fmt: skip
 
         return self.near(site, total, size)
+
+
+def _largest_sums(total: np.ndarray, shares: list[np.ndarray]) -> np.ndarray:
+    """What the partial sums' absolute values, the total's among them, add up to at most, in any order."""
+    if len(shares) == 1:
+        return np.zeros(())
+    largest: np.ndarray = np.abs(total) + (len(shares) - 2) * sum_of(*shares)
+    return largest

@@ -1,6 +1,7 @@
 """A stack that opens whole graphs, in this process: the float64 reference itself, with what a test changes in its plan or weights.
 
-In float64 it differs from the reference by that change and by nothing else; in float32 every answer is rounded once more.
+In float64 it differs from the reference by that change and by nothing else; in float32 and bfloat16 every answer is rounded once
+more, and in bfloat16 weights and adapter are rounded first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contract.worker.plan import GraphPlan, Lora, Nf4
 from parity.checks import graph_draws as draws
 from parity.checks.graph_case import GraphCase
 from parity.checks.graph_layouts import OPTIONS, PLAIN, Recipe
+from parity.checks.graph_sections import widened
 from parity.reference.graph import Batch, Oracle
 from tests.parity.numpy_stack import CAPABILITIES as PRIMITIVES
 from tests.parity.numpy_stack import Done
@@ -26,7 +28,7 @@ from tests.parity.numpy_stack import Done
 CAPABILITIES = PRIMITIVES.model_copy(
     update={
         "graphs": Graphs(
-            architectures=dict.fromkeys(MODEL_TYPES, ("float32", "float64")), nf4=False,
+            architectures=dict.fromkeys(MODEL_TYPES, ("float32", "float64", "bfloat16")), nf4=False,
             paths=("checkpoint", "chunked_loss", "fused_attention", "fused_lora"),
             layout_options=tuple({option for recipes in OPTIONS.values() for recipe in recipes for option in recipe.layout.options}),
             packing=True, patterns=True,
@@ -108,22 +110,27 @@ class GraphStack:
         assert values["graph"] == self._opened
         trace = self._oracle().graph(Batch(**tensors), keep=lambda name: name in set(values["taps"]))
         answer = trace.taps | {f"grad.{name}": gradient for name, gradient in trace.grads.items()}
-        return {name: self._rounded(self._spoil(name, array)) for name, array in answer.items()}
+        return {name: self._rounded(name, self._spoil(name, array)) for name, array in answer.items()}
 
     def _forward(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert values["graph"] == self._opened
         trace = self._oracle().graph(Batch(**tensors), keep=lambda name: name in set(values["taps"]))
-        return {name: self._rounded(self._spoil(f"forward.{name}", tap)) for name, tap in trace.taps.items()}
+        return {name: self._rounded(name, self._spoil(f"forward.{name}", tap)) for name, tap in trace.taps.items()}
 
     def _block(self, values: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert values["graph"] == self._opened
         graph.require_block(self._plan, values["section"], tensors)
-        widened = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in tensors.items()}
-        return {name: self._rounded(array) for name, array in self._oracle().section(values["section"], widened).items()}
+        answer = self._oracle().section(values["section"], widened(tensors))
+        return {name: self._rounded(name, array) for name, array in answer.items()}
 
     def _oracle(self) -> Oracle:
-        adapter = {name: self._tensors[name] for name in graph.adapter(self._plan)}
-        return Oracle(self._change(self._plan), lambda name: self._weigh(name, self._tensors[name]), adapter)
+        adapter = {name: self._held(self._tensors[name]) for name in graph.adapter(self._plan)}
+        return Oracle(self._change(self._plan), lambda name: self._weigh(name, self._held(self._tensors[name])), adapter)
 
-    def _rounded(self, array: np.ndarray) -> np.ndarray:
-        return np.asarray(array).astype(self._plan.dtype)
+    def _held(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor.astype("bfloat16").astype(np.float32) if self._plan.dtype == "bfloat16" else tensor
+
+    def _rounded(self, name: str, array: np.ndarray) -> np.ndarray:
+        matrix = name.endswith((".lora_a", ".lora_b"))
+        dtype = "float32" if matrix and self._plan.dtype == "bfloat16" else graph.dtype_of(self._plan, name)
+        return np.asarray(array).astype(dtype)

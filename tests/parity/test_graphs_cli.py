@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contract.worker import discover
 from parity import cli
 from tests.contract.model import tiny_checkpoint
 
@@ -50,11 +51,23 @@ def test_a_checkpoint_of_ones_own(parity: Parity, tmp_path: Path) -> None:
     assert all(tensor["relative"] is not None and tensor["observed"] <= tensor["bound"] for tensor in pair["tensors"])
 
 
+def declare_less(folder: Path) -> None:
+    """A parity.toml in which the tinygrad stack declares no option of a layout."""
+    info = discover.discover()["tinygrad_lora"]
+    assert info.capabilities.graphs is not None
+    graphs = info.capabilities.graphs.model_copy(update={"layout_options": ()})
+    declared = info.capabilities.model_copy(update={"graphs": graphs})
+    (folder / "less.json").write_text(declared.model_dump_json(), encoding="utf-8")
+    table = f'[stacks.tinygrad_lora]\ncommand = {json.dumps(list(info.command))}\ncapabilities = "less.json"\n'
+    (folder / "parity.toml").write_text(table, encoding="utf-8")
+
+
 @pytest.mark.nightly
 def test_a_checkpoint_with_an_option(parity: Parity, tmp_path: Path) -> None:
     """It is asked of the stack that declares the option; the other one's cells are not covered, and say why."""
     model = tiny_checkpoint.write(tmp_path / "model", rope_scaling={"rope_type": "linear", "factor": 2.0})
     record = tmp_path / "run.json"
+    declare_less(tmp_path)
     code, out, _ = parity("run", "--only", "c.model", "--model", str(model), "--json", str(record))
     assert code == 4, out
     results = json.loads(record.read_text())["results"]

@@ -38,8 +38,9 @@ def check_of(check_id: str) -> Check:
     return next(check for check in registry.CHECKS if check.id == check_id)
 
 
-def run(check: Check, *stacks: GraphStack, examples: int = 8) -> Mapping[tuple[str, ...], Result]:
-    """Question, dtype and stacks -> result."""
+def run(check: Check, *stacks: GraphStack, examples: int = 8, locate: bool = True) -> Mapping[tuple[str, ...], Result]:
+    """Question, dtype and stacks -> result; locate: what fails is bisected too."""
+    check = check if locate else dataclasses.replace(check, locate=lambda *about: ())
     infos = [StackInfo(name=stack.name, command=("nothing",), capabilities=CAPABILITIES) for stack in stacks]
     devices = [Device(info=info, name="CPU", dtypes=frozenset({"float32", "float64"})) for info in infos]
     cells = [cell for cell in matrix.matrix([check], devices) if cell.plan is not None]
@@ -86,7 +87,7 @@ def test_an_error_below_float32_is_seen_in_float64_alone_and_named() -> None:
 
 def test_a_bug_that_two_stacks_share_is_seen_by_the_reference() -> None:
     change = lambda plan: with_layout(rms_norm_eps=plan.layout.rms_norm_eps * (1 + TINY))(plan)  # noqa: E731
-    results = run(check_of("c.llama"), GraphStack("one", change=change), GraphStack("two", change=change))
+    results = run(check_of("c.llama"), GraphStack("one", change=change), GraphStack("two", change=change), locate=False)
     assert results["same_function", "float64", "one", "two"].status is Status.PASS
     assert results["precision", "float64", "one"].status is Status.FAIL
     assert results["precision", "float64", "two"].status is Status.FAIL
@@ -97,7 +98,7 @@ def test_each_tap_and_gradient_is_looked_at(name: str) -> None:
     def spoil(of: str, answer: np.ndarray) -> np.ndarray:
         return np.asarray(answer * (1 + TINY)) if of == name else answer
 
-    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil))
+    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil), examples=4, locate=False)
     failed = results["same_function", "float64", "right", "wrong"]
     assert failed.status is Status.FAIL
     assert failed.reason.startswith(f"{name}[")
@@ -110,21 +111,42 @@ def answered(stack: GraphStack, case: GraphCase, plan: Plan) -> Answered:
 
 
 def test_every_answered_tensor_is_judged_and_no_nan_passes() -> None:
-    """One element wrong by much, or NaN, in each tap and gradient in turn; of two stacks, in each one's."""
+    """One element wrong by much, or NaN, in each tap and gradient; of two stacks, in each one's.
+
+    The tensors of one layer at once: each is of another kind, and every kind has a verdict of its own, which fails while the others pass.
+    """
     case = small_case()
     for plan in (plan for check_id in ("c.llama", "c.llama_chunked_loss") for plan in check_of(check_id).plans):
         right = answered(GraphStack("right"), case, plan)
         both = [right, right] if plan.question is Question.SAME_FUNCTION else [right]
         assert all(comparison.passed for comparison in plan.judge(case, both, 1e-9))
-        for index, name in ((index, name) for index, answer in enumerate(right.answers[:2]) for name in answer):
+        for index, names in ((index, names) for index, answer in enumerate(right.answers[:2]) for names in by_layer(answer)):
+            kinds = {graph_judges._kind(graph_judges.FORWARD * index + name) for name in names}
+            assert len(kinds) == len(names)
             for value in (np.nan, 1e6):
-                wrong = right.answers[index][name].copy()
-                wrong.reshape(-1)[-1:] = value
-                answers = [{**one, name: wrong} if index == place else one for place, one in enumerate(right.answers)]
+                answers = [spoilt_in(one, names, value) if index == place else one for place, one in enumerate(right.answers)]
                 spoilt = dataclasses.replace(right, answers=answers)
                 pairs = [[spoilt, right], [right, spoilt]] if plan.question is Question.SAME_FUNCTION else [[spoilt]]
                 for stacks in pairs:
-                    assert not all(comparison.passed for comparison in plan.judge(case, stacks, 1e-9)), (plan.question, name)
+                    failed = {one.tensor for one in plan.judge(case, stacks, 1e-9) if not one.passed}
+                    assert failed == kinds, (plan.question, names)
+
+
+def by_layer(answer: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """The names of each layer, and those of none."""
+    found: dict[str, list[str]] = {}
+    for name in answer:
+        layer = name.removeprefix("grad.").split(".")[1] if "layers." in name else ""
+        found.setdefault(layer, []).append(name)
+    return list(found.values())
+
+
+def spoilt_in(answer: Mapping[str, np.ndarray], names: Sequence[str], value: float) -> dict[str, np.ndarray]:
+    spoilt = dict(answer)
+    for name in names:
+        spoilt[name] = answer[name].copy()
+        spoilt[name].reshape(-1)[-1:] = value
+    return spoilt
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -136,7 +158,7 @@ def test_what_is_not_finite_fails(value: float) -> None:
         answer[0, 0, 0] = value
         return answer
 
-    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil))
+    results = run(check_of("c.llama"), GraphStack("right"), GraphStack("wrong", spoil=spoil), locate=False)
     for key, result in results.items():
         assert result.status is (Status.FAIL if "wrong" in key else Status.PASS), key
 
@@ -180,7 +202,7 @@ def test_a_stack_that_ignores_state_is_seen() -> None:
         def _state(self, values, tensors):  # type: ignore[no-untyped-def]
             return {}
 
-    results = run(check_of("c.llama"), GraphStack("right"), Deaf("wrong"))
+    results = run(check_of("c.llama"), GraphStack("right"), Deaf("wrong"), locate=False)
     assert results["precision", "float64", "wrong"].status is Status.FAIL
     assert results["precision", "float32", "wrong"].status is Status.FAIL
 

@@ -80,22 +80,25 @@ def test_a_snippet_shows_the_failure_again(folder: Path, device: str, question: 
     assert healthy.returncode == 0, healthy.stderr
 
 
+MUTANT = "torch-primitive-softmax-in-float32"
+
+
 @pytest.fixture(scope="module")
 def mutant_run() -> Run:
-    """A real stack with a planted bug, asked one check."""
+    """A real stack with a planted bug, asked an operation and its law."""
     return session.run(
-        Options(checks=("a.matmul_exact",), stacks=("torch_qlora",), profile="quick", mutants=("torch-bfloat16-operand",)), Progress()
+        Options(checks=("a.softmax", "a.law_softmax"), stacks=("torch_qlora",), profile="quick", mutants=(MUTANT,)), Progress()
     )
 
 
 def test_a_snippet_of_a_planted_bug_plants_it_again(mutant_run: Run, tmp_path: Path) -> None:
-    result = failed(mutant_run, Question.PRECISION)
+    result = next(result for result in mutant_run.results if result.status is Status.FAIL and result.id == "a.softmax")
     assert mutant_run.exit_code == 1
-    assert "mutants=['torch-bfloat16-operand']" in result.snippet
+    assert f"mutants=['{MUTANT}']" in result.snippet
     done = execute(result.snippet, tmp_path)
     assert done.returncode == 1, done.stdout
     assert "AssertionError" in done.stderr, done.stderr
-    healthy = execute(result.snippet.replace("mutants=['torch-bfloat16-operand'],", ""), tmp_path)
+    healthy = execute(result.snippet.replace(f"mutants=['{MUTANT}'],", ""), tmp_path)
     assert healthy.returncode == 0, healthy.stderr
 
 
@@ -141,24 +144,27 @@ def test_a_special_value_that_came_out_wrong_gives_a_snippet_that_runs() -> None
         assert repr(comparison.tensor) in text
 
 
-WHOLE = (
-    ("a.law_softmax", "torch-primitive-softmax-in-float32", {"x", "y_bar"}),
-    ("a.matmul_random", "torch-bfloat16-operand", {"a", "b", "y_bar"}),
-)
-"""What no two elements show: a law, which several requests decide; a mean."""
+def test_a_law_that_several_requests_decide_is_judged_again(mutant_run: Run, tmp_path: Path) -> None:
+    """What no two elements show. The one input is shown, not the requests that are made from it."""
+    result = next(result for result in mutant_run.results if result.status is Status.FAIL and result.id == "a.law_softmax")
+    judged_again(result, {"x", "y_bar"}, f"mutants=['{MUTANT}'],", "", tmp_path)
 
 
-@pytest.mark.parametrize(("check", "mutant", "tensors"), WHOLE)
-def test_what_no_two_elements_show_is_judged_again(tmp_path: Path, check: str, mutant: str, tensors: set[str]) -> None:
-    """The one input is shown, not the requests that are made from it."""
-    planted = Options(checks=(check,), stacks=("torch_qlora",), profile="quick", mutants=(mutant,))
-    result = failed(session.run(planted, Progress()), Question.PRECISION)
+def test_a_mean_is_judged_again(folder: Path) -> None:
+    """What no two elements show either."""
+    run = session.run(Options(checks=("a.matmul_random",), stacks=("two",), devices={"two": "BF16"}, profile="quick"), Progress())
+    judged_again(failed(run, Question.PRECISION), {"a", "b", "y_bar"}, "'BF16'", "'CPU'", folder)
+
+
+def judged_again(result: Result, tensors: set[str], wrong: str, right: str, folder: Path) -> None:
+    """The snippet spells these tensors, fails as it is, and passes where what is wrong is put right."""
     assert {line.split('"')[1] for line in result.snippet.splitlines() if "np.array(" in line} == tensors
     assert result.snippet.count("np.array(") == len(tensors)
-    done = execute(result.snippet, tmp_path)
+    assert wrong in result.snippet
+    done = execute(result.snippet, folder)
     assert done.returncode == 1, done.stdout
     assert "AssertionError" in done.stderr, done.stderr
-    healthy = execute(result.snippet.replace(f"mutants=['{mutant}'],", ""), tmp_path)
+    healthy = execute(result.snippet.replace(wrong, right), folder)
     assert healthy.returncode == 0, healthy.stderr
 
 

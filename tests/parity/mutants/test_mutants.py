@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
 from contract.errors import UserError
-from contract.worker import discover
+from contract.worker import discover, graph
+from contract.worker.plan import GraphPlan
 from contract.worker.process import StackProcess
 from parity.checks import registry
 from parity.checks.check import Case
+from parity.judge import perturb
 from parity.mutants import catalogue
+from parity.reference.graph import Batch
 from parity.report.record import Result, Run, Status
 from parity.session import Options, Progress, run
 
+T = TypeVar("T")
 GRAPHS = [name for name, mutant in catalogue.read_all().items() if mutant.located]
 SLOW = ("tinygrad-lora-swapped", "tinygrad-eps-left-out", "tinygrad-gqa-tiled")
 """Each compiles its own kernels for half a minute; nightly."""
 OF_OTHER_GRAPHS = tuple(name for name in GRAPHS if catalogue.read(name).check != "c.llama" and name != "torch-segments-ignored")
 """Of graphs that a Llama, and one packed, stand for by day; nightly."""
-PRIMITIVES = [name for name in catalogue.read_all() if name not in GRAPHS]
+TRAINING = [name for name, mutant in catalogue.read_all().items() if mutant.check.startswith("d.")]
+"""Of a step around its graph: some ten seconds each; nightly. Of each kind, tests/parity/checks/test_trajectory.py plants one by day."""
+PRIMITIVES = [name for name in catalogue.read_all() if name not in (*GRAPHS, *TRAINING)]
 SAMPLE = (
     "torch-primitive-softmax-in-float32", "torch-llama3-ignored", "torch-adam-eps-inside-the-root", "torch-clip-per-tensor",
     "tinygrad-variance-over-one-less", "tinygrad-dropout-not-rescaled", "tinygrad-nf4-tie-goes-up", "tinygrad-divided-not-multiplied",
@@ -37,6 +46,34 @@ def gate(name: str) -> Run:
     """By the stack's own comparison with the reference, so that one stack is enough."""
     mutant = catalogue.read(name)
     return run(Options(checks=(mutant.check,), stacks=(mutant.stack,), profile="quick", mutants=(name,)), Progress())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_reference() -> Iterator[None]:
+    """Mutants are asked about the same graphs: the reference's perturbed runs on them, which no mutant changes, are made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("respond", "respond_section"):
+            patch.setattr(perturb, name, remembered(getattr(perturb, name)))
+        yield
+
+
+def remembered(make: Callable[..., T]) -> Callable[..., T]:
+    """The same answer for the same plan, numbers and options."""
+    made: dict[str, T] = {}
+
+    def answer(plan: GraphPlan, *rest: Any, **options: Any) -> T:
+        *section, weight, adapter, given = rest
+        tensors = given.tensors() if isinstance(given, Batch) else given
+        plain = graph.weights(plan.model_copy(update={"base": None}))
+        digest = hashlib.sha256(repr((plan.model_dump_json(), section, sorted(options.items()))).encode())
+        for name, array in sorted({**{name: weight(name) for name in plain}, **adapter, **tensors}.items()):
+            digest.update(f"{name}{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+        key = digest.hexdigest()
+        if key not in made:
+            made[key] = make(plan, *rest, **options)
+        return made[key]
+
+    return answer
 
 
 def failures(record: Run) -> list[Result]:
@@ -71,6 +108,17 @@ def test_a_planted_bug_in_a_graph_is_caught_and_located(name: str) -> None:
     assert found == set(mutant.located)
     if name.endswith("rope-angles-float32"):
         assert {(failure.question, failure.dtype) for failure in failures(record)} == {("precision", "float64")}, "float32 can't see it"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_planted_bug_in_training_is_caught(name: str) -> None:
+    mutant, record = catalogue.read(name), gate(name)
+    assert record.exit_code == 1
+    for failure in failures(record):
+        assert mutant.stack in failure.stacks
+        assert failure.id == mutant.check
+        assert f"--mutant {name}" in failure.again
 
 
 def test_without_the_guard_a_defect_of_bitsandbytes_shows_and_shrinks() -> None:
