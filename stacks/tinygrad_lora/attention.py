@@ -2,8 +2,10 @@
 
 Numbers are tensors of shape [1]: a number would become part of the kernel, rounded as its reciprocal and compiled anew for each value.
 
-Shape suffixes: B sequences, T tokens, S tokens that are looked at (= T), H heads of the query, K heads of key and value, G = H / K,
-E head_dim, N columns.
+bfloat16 is float32 inside, each result rounded once.
+
+Shape suffixes: B sequences, T tokens, S tokens that are looked at (T, and those of a cache), H heads of the query, K heads of key and
+value, G = H / K, E head_dim, N columns.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from tinygrad import Tensor
 
 from stacks.tinygrad_lora.elementary import exp
 from stacks.tinygrad_lora.linear import matmul
+from stacks.tinygrad_lora.widen import wide
 
 
 def softmax(x_TN: Tensor) -> Tensor:
@@ -19,60 +22,45 @@ def softmax(x_TN: Tensor) -> Tensor:
     return _softmax(x_TN, exp((x_TN - x_TN.max(axis=-1, keepdim=True)).detach()))
 
 
-def visible(tokens: int, *, window_1: Tensor | None = None, valid_BT: Tensor | None = None) -> Tensor:
-    """Whether token t sees token s: s <= t, t - s < window where there is one (arXiv:2310.06825), and valid[s].
-
-    Args:
-        window_1: int32, of shape [1], at least 1.
-        valid_BT: bool.
-
-    Returns:
-        bool, [T, S], or [B, 1, T, S] where there is `valid_BT`.
-    """
-    t_T1, s_1S = Tensor.arange(tokens).reshape(tokens, 1), Tensor.arange(tokens).reshape(1, tokens)
-    seen_TS = t_T1 >= s_1S
-    if window_1 is not None:
-        seen_TS = seen_TS & (t_T1 - s_1S < window_1)
-    if valid_BT is None:
-        return seen_TS
-    return seen_TS & valid_BT.reshape(-1, 1, 1, tokens)
-
-
 def masked_softmax(scores_BHTS: Tensor, seen_TS: Tensor) -> Tensor:
     """exp(score) over its sum, over what is seen; exactly 0 elsewhere, whatever the score there, and in a row that sees nothing.
 
     Args:
-        scores_BHTS: float32 or float64; accumulated in that dtype.
-        seen_TS: bool, as `visible` makes it.
+        scores_BHTS: float32 or float64, accumulated in that dtype, or bfloat16.
+        seen_TS: bool, as `stacks.tinygrad_lora.visible` makes it.
     """
-    maximum_BHT1 = seen_TS.where(scores_BHTS, -float("inf")).max(axis=-1, keepdim=True)
-    return _softmax(scores_BHTS, seen_TS.where(exp((scores_BHTS - maximum_BHT1).detach()), 0))
+    wide_BHTS = wide(scores_BHTS)
+    maximum_BHT1 = seen_TS.where(wide_BHTS, -float("inf")).max(axis=-1, keepdim=True)
+    exp_BHTS = seen_TS.where(exp((wide_BHTS - maximum_BHT1).detach()), 0)
+    return _softmax(wide_BHTS, exp_BHTS).cast(scores_BHTS.dtype)
 
 
-def scores(q_BHTE: Tensor, k_BKTE: Tensor, *, sqrt_head_dim_1: Tensor) -> Tensor:
-    """q k^T / sqrt(head_dim), [B, H, T, S]; head h looks at key head h // G."""
+def scores(q_BHTE: Tensor, k_BKSE: Tensor, *, divisor_1: Tensor) -> Tensor:
+    """q k^T / divisor, [B, H, T, S]; head h looks at key head h // G."""
     B, H, T, E = (int(size) for size in q_BHTE.shape)
-    K = int(k_BKTE.shape[1])
-    q_BKGTE, k_BK1SE = q_BHTE.reshape(B, K, H // K, T, E), k_BKTE.unsqueeze(2)
-    scores_BKGTS = matmul(q_BKGTE, k_BK1SE.transpose(-1, -2)) / sqrt_head_dim_1
-    return scores_BKGTS.reshape(B, H, T, T)
+    K, S = int(k_BKSE.shape[1]), int(k_BKSE.shape[2])
+    q_BKGTE, k_BK1SE = wide(q_BHTE).reshape(B, K, H // K, T, E), wide(k_BKSE).unsqueeze(2)
+    scores_BKGTS = matmul(q_BKGTE, k_BK1SE.transpose(-1, -2)) / divisor_1
+    return scores_BKGTS.reshape(B, H, T, S).cast(q_BHTE.dtype)
 
 
-def context(weights_BHTS: Tensor, v_BKTE: Tensor) -> Tensor:
+def context(weights_BHTS: Tensor, v_BKSE: Tensor) -> Tensor:
     """weights v, [B, H, T, E]; head h looks at value head h // G."""
-    B, H, T, _ = (int(size) for size in weights_BHTS.shape)
-    K, E = int(v_BKTE.shape[1]), int(v_BKTE.shape[-1])
-    return matmul(weights_BHTS.reshape(B, K, H // K, T, T), v_BKTE.unsqueeze(2)).reshape(B, H, T, E)
+    B, H, T, S = (int(size) for size in weights_BHTS.shape)
+    K, E = int(v_BKSE.shape[1]), int(v_BKSE.shape[-1])
+    context_BKGTE = matmul(wide(weights_BHTS).reshape(B, K, H // K, T, S), wide(v_BKSE).unsqueeze(2))
+    return context_BKGTE.reshape(B, H, T, E).cast(weights_BHTS.dtype)
 
 
-def attention(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, *, sqrt_head_dim_1: Tensor, seen_TS: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v over what is seen; 0 where a token sees nothing.
+def attention(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, *, divisor_1: Tensor, seen_TS: Tensor) -> Tensor:
+    """softmax(q k^T / divisor) v over what is seen; 0 where a token sees nothing.
 
     Args:
-        q_BHTE, k_BKTE, v_BKTE: float32 or float64, accumulated in that dtype; H is a multiple of K.
-        seen_TS: bool, as `visible` makes it.
+        q_BHTE, k_BKSE, v_BKSE: float32 or float64, accumulated in that dtype, or bfloat16; H is a multiple of K.
+        divisor_1: sqrt(head_dim), as a rule; in the dtype that is inside.
+        seen_TS: bool, as `stacks.tinygrad_lora.visible` makes it.
     """
-    return context(masked_softmax(scores(q_BHTE, k_BKTE, sqrt_head_dim_1=sqrt_head_dim_1), seen_TS), v_BKTE)
+    return context(masked_softmax(scores(q_BHTE, k_BKSE, divisor_1=divisor_1), seen_TS), v_BKSE)
 
 
 def _softmax(x_TN: Tensor, exp_TN: Tensor) -> Tensor:

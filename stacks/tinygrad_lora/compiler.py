@@ -9,13 +9,16 @@ import platform
 import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contract.errors import EnvironmentUnfit
 from contract.worker.files import cache_folder, replacing
 
 _REMEDY = "put clang on PATH, or run: pip install 'twostack[tinygrad]' (it brings the wheel ziglang)"
+_STDERR = 200
+"""Letters of what a compiler said that a message shows."""
 
 _SHIM = """\
 #!/bin/sh
@@ -40,44 +43,74 @@ ZIG_LOCAL_CACHE_DIR=$cache ZIG_GLOBAL_CACHE_DIR=$cache @ZIG@ cc -g0 -fno-sanitiz
 
 @dataclass(frozen=True, kw_only=True)
 class Compiler:
-    """A working compiler: which kind it is, and the program that tinygrad calls."""
+    """A working compiler: which kind it is, the program that tinygrad calls, and why an earlier choice was passed over (or "")."""
 
     kind: str
     command: str
+    passed_over: str = ""
 
     def version(self) -> str:
         """The first line of what the compiler says of itself."""
         done = subprocess.run([self.command, "--version"], capture_output=True, text=True, check=False)
         return done.stdout.partition("\n")[0].strip() or "unknown"
 
+    def note(self) -> str:
+        """What a user is to know of the choice; "" where there is nothing to tell."""
+        if self.kind != "zig":
+            return ""
+        why = f"clang on PATH does not work ({self.passed_over})" if self.passed_over else "no clang on PATH"
+        return f"{why}: kernels are compiled by the clang inside the wheel ziglang"
+
+    def told(self) -> str:
+        """For a run's manifest: another compiler may contract and order otherwise, and so give other bits."""
+        return f"the C compiler of kernels that tinygrad's cache lacks ({self.kind}): {self.version()}"
+
+    def remedy(self) -> str:
+        """What to do where this one fails. CC comes before everything else, so while it is set nothing else helps."""
+        if self.kind == "CC":
+            return f"unset CC, or let it name a clang; else {_REMEDY}"
+        if self.kind == "zig":
+            return f"free some space in {tempfile.gettempdir()}, where zig works, or put a clang on PATH that does"
+        return _REMEDY
+
 
 def prepare() -> Compiler:
     """Sees to it that tinygrad's CPU device finds a compiler, and tries it once.
 
-    tinygrad calls `$CC`, or `clang` where that is not set, reading the variable when it first compiles.
+    tinygrad calls `$CC`, or `clang` where that is not set, reading the variable when it first compiles. A CC of the user's is taken or
+    refused; in place of a clang on the path that does not work, the wheel's serves.
 
     Raises:
         EnvironmentUnfit: there is none, it does not work, or the cache folder can't be written.
     """
-    compiler = _find()
-    if compiler.kind == "zig":
-        os.environ["CC"] = compiler.command
-    _try(compiler)
-    return compiler
-
-
-def _find() -> Compiler:
     zig = _zig()
     shim = None if zig is None else _shim_path(zig)
     chosen = os.environ.get("CC")
     if chosen and chosen != str(shim):
-        return Compiler(kind="CC", command=chosen)
+        return _working(Compiler(kind="CC", command=chosen))
+    passed_over = ""
     if shutil.which("clang"):
-        return Compiler(kind="clang", command="clang")
+        clang = Compiler(kind="clang", command="clang")
+        passed_over = _fault(clang)
+        if not passed_over or zig is None:
+            return _working(clang)
     if zig is None or shim is None:
         raise EnvironmentUnfit(f"tinygrad's CPU device needs a C compiler and there is neither CC, clang nor the wheel ziglang; {_REMEDY}")
     _write(shim, _shim_text(zig))
-    return Compiler(kind="zig", command=str(shim))
+    os.environ["CC"] = str(shim)
+    return replace(_working(Compiler(kind="zig", command=str(shim))), passed_over=passed_over)
+
+
+def _working(compiler: Compiler) -> Compiler:
+    if fault := _fault(compiler):
+        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) {fault}; {compiler.remedy()}")
+    return compiler
+
+
+def first_line(said: bytes) -> str:
+    """The first line of a compiler's standard error that says anything."""
+    lines = (line.strip() for line in said.decode(errors="replace").splitlines())
+    return next(filter(None, lines), "it said nothing")[:_STDERR]
 
 
 def _zig() -> Path | None:
@@ -109,21 +142,15 @@ def _write(path: Path, text: str) -> None:
         raise EnvironmentUnfit(f"{path.parent} can't be written ({error.strerror}); make it writable or set XDG_CACHE_HOME") from None
 
 
-def _try(compiler: Compiler) -> None:
-    """Compiles one line the way that tinygrad does: a CC that is no clang fails here, and not in the middle of a run."""
+def _fault(compiler: Compiler) -> str:
+    """Compiles one line the way that tinygrad does: a CC that is no clang fails here, and not in the middle of a run. "": it works."""
     machine = platform.machine().lower()
     target = {"amd64": "x86_64", "aarch64": "arm64"}.get(machine, machine)
     flags = ["-c", "-x", "c", "-O2", "-fPIC", "-ffreestanding", "-nostdlib", f"--target={target}-none-unknown-elf", "-", "-o", "-"]
     try:
         done = subprocess.run([compiler.command, *flags], input=b"int one(void) { return 1; }\n", capture_output=True, check=False)
     except OSError as error:
-        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't be run: {error.strerror}; {_remedy()}") from None
-    if done.returncode or not done.stdout.startswith(b"\x7fELF"):
-        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        failed = f"exit code {done.returncode}: {said}"
-        raise EnvironmentUnfit(f"the C compiler {compiler.command} ({compiler.kind}) can't compile for tinygrad ({failed}); {_remedy()}")
-
-
-def _remedy() -> str:
-    """CC comes before everything else, so while it is set nothing else helps."""
-    return f"unset CC, or let it name a clang; else {_REMEDY}" if "CC" in os.environ else _REMEDY
+        return f"can't be run: {error.strerror}"
+    if done.returncode == 0 and done.stdout.startswith(b"\x7fELF"):
+        return ""
+    return f"can't compile for tinygrad (exit code {done.returncode}: {first_line(done.stderr)})"

@@ -15,6 +15,7 @@ from tinygrad import Tensor
 from contract.worker.stack import Attributes, NotSupported, Tensors
 from stacks.tinygrad_lora import activation, attention, attributes, elementary, embedding, linear, lora, loss, nf4, norm, optim, rope
 from stacks.tinygrad_lora.hook import Hook
+from stacks.tinygrad_lora.visible import visible
 
 IGNORE_INDEX = -100
 """The label of a row that does not count, where a request names none (as in PyTorch)."""
@@ -108,15 +109,13 @@ def _tables(attrs: Attributes, positions: np.ndarray, head_dim: int) -> tuple[np
 
 
 def _attention(attrs: Attributes, tensors: Tensors) -> Prepared:
-    window = attributes.window(attrs)
-    # no window is one of all tokens: the same kernels
-    window_1 = np.array([min(window or tensors["q"].shape[2], tensors["q"].shape[2])], dtype=np.int32)
-    return Prepared(given={**tensors, "window": window_1, **_numbers(attrs, sqrt_head_dim=tensors["q"].shape[-1] ** 0.5)})
+    given = {name: array for name, array in tensors.items() if name != "valid"}
+    seen = visible(tensors["q"].shape[2], window=attributes.window(attrs), valid_BT=tensors.get("valid"))
+    return Prepared(given={**given, "seen": seen, **_numbers(attrs, divisor=tensors["q"].shape[-1] ** 0.5)})
 
 
 def _attend(t: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    seen = attention.visible(int(t["q"].shape[2]), window_1=t["window"], valid_BT=t.get("valid"))
-    return {"context": attention.attention(t["q"], t["k"], t["v"], sqrt_head_dim_1=t["sqrt_head_dim"], seen_TS=seen)}
+    return {"context": attention.attention(t["q"], t["k"], t["v"], divisor_1=t["divisor"], seen_TS=t["seen"])}
 
 
 def _gelu(attrs: Attributes, tensors: Tensors) -> Prepared:
@@ -135,7 +134,7 @@ def _lora_linear(attrs: Attributes, tensors: Tensors) -> Prepared:
 
 def _lora(t: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {"y": t["weight"], **{f"y.{name}": t[name] for name in ("bias", "lora_a", "lora_b", "keep") if name in t}}
-    tensors = {**named, "scaling": t["scaling"], "kept_share": t["kept_share"]}
+    tensors = {**named, "y.scaling": t["scaling"], "kept_share": t["kept_share"]}
     linears = lora.Linears(tensors=tensors, out_features={"y": int(t["weight"].shape[0])}, block_size=None, hook=Hook({}))
     return {"y": linears("y", t["x"])}
 

@@ -6,14 +6,14 @@ Shape suffixes: B sequences, T tokens, I in_features, O out_features, R rank, P 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tinygrad import Tensor
 
 from stacks.tinygrad_lora import nf4
-from stacks.tinygrad_lora.hook import Hook
 from stacks.tinygrad_lora.linear import frozen_linear, linear
+from stacks.tinygrad_lora.widen import wide
 
 
 def scaling(*, alpha: float, rank: int, rslora: bool) -> float:
@@ -27,8 +27,9 @@ class Linears:
 
     Attributes:
         tensors: NAME [O, I], or NAME.packed [P] and NAME.absmax [C] where the weight stays NF4; NAME.bias [O] and
-            NAME.lora_a [R, I], NAME.lora_b [O, R], where the linear has them; `scaling` [1], which is s. Where elements of x are
-            dropped, NAME.keep [B, T, I] (bool) and `kept_share` [1], which is 1 - dropout.
+            NAME.lora_a [R, I], NAME.lora_b [O, R] and NAME.scaling [1], which is s, where the linear has an adapter: in float32 with
+            bfloat16, and cast in the product. Where elements of x are dropped, NAME.keep [B, T, I] (bool) and `kept_share` [1], which
+            is 1 - dropout.
         out_features: O of each linear.
         block_size: of NF4, where a weight stays NF4.
         hook: sees NAME.base, NAME.lora_ax, NAME.lora_bax (not scaled yet) and NAME; NAME alone where there is no adapter.
@@ -37,22 +38,26 @@ class Linears:
     tensors: Mapping[str, Tensor]
     out_features: Mapping[str, int]
     block_size: int | None
-    hook: Hook
+    hook: Callable[[str, Tensor], Tensor]
 
     def __call__(self, name: str, x_BTI: Tensor) -> Tensor:
-        """y of the linear `name`, [B, T, O], in the dtype of x (float32 or float64)."""
+        """y of the linear `name`, [B, T, O], in the dtype of x (float32, float64 or bfloat16)."""
         y_BTO = self._frozen(name, x_BTI)
         if f"{name}.lora_a" not in self.tensors:
             return self.hook(name, y_BTO)
         base_BTO = self.hook(f"{name}.base", y_BTO)
-        ax_BTR = self.hook(f"{name}.lora_ax", linear(self._dropout(name, x_BTI), self.tensors[f"{name}.lora_a"]))
-        bax_BTO = self.hook(f"{name}.lora_bax", linear(ax_BTR, self.tensors[f"{name}.lora_b"]))
-        return self.hook(name, base_BTO + self.tensors["scaling"] * bax_BTO)
+        ax_BTR = self.hook(f"{name}.lora_ax", linear(self._dropout(name, x_BTI), self._adapter(f"{name}.lora_a", x_BTI)))
+        bax_BTO = self.hook(f"{name}.lora_bax", linear(ax_BTR, self._adapter(f"{name}.lora_b", x_BTI)))
+        y_BTO = wide(base_BTO) + self.tensors[f"{name}.scaling"] * wide(bax_BTO)
+        return self.hook(name, y_BTO.cast(x_BTI.dtype))
+
+    def _adapter(self, name: str, x_BTI: Tensor) -> Tensor:
+        return self.tensors[name].cast(x_BTI.dtype)
 
     def _dropout(self, name: str, x_BTI: Tensor) -> Tensor:
         keep_BTI = self.tensors.get(f"{name}.keep")
         # where, not a product: what is dropped is no part of the result, infinite or not
-        return x_BTI if keep_BTI is None else keep_BTI.where(x_BTI / self.tensors["kept_share"], 0)
+        return x_BTI if keep_BTI is None else keep_BTI.where(wide(x_BTI) / self.tensors["kept_share"], 0).cast(x_BTI.dtype)
 
     def _frozen(self, name: str, x_BTI: Tensor) -> Tensor:
         bias_O = self.tensors.get(f"{name}.bias")

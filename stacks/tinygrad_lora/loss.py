@@ -1,6 +1,6 @@
 """Cross-entropy.
 
-Shape suffixes: B sequences, T tokens, V vocabulary.
+Shape suffixes: B sequences, T tokens, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from stacks.tinygrad_lora.elementary import exp, log
+from stacks.tinygrad_lora.widen import wide
 
 REDUCTIONS = ("mean", "sum")
 
@@ -75,6 +76,27 @@ def next_token_loss(logits_BTV: Tensor, next_token_T1: Tensor, counted_T1: Tenso
         next_token_T1, counted_T1, count_1: as `next_tokens` makes them.
     """
     return cross_entropy(logits_BTV.reshape(-1, logits_BTV.shape[-1]), next_token_T1, counted_T1, count_1)
+
+
+def chunk_sum(logits_CV: Tensor, label_C1: Tensor, counted_C1: Tensor) -> Tensor:
+    """The sum over the rows that count of (logsumexp(logits[c]) - logits[c, label[c]]), of shape [1].
+
+    Args:
+        logits_CV: float32 or float64, accumulated in that dtype, or bfloat16, in float32.
+        label_C1, counted_C1: as `rows` makes them; a row that does not count may stand for none.
+    """
+    one_1 = Tensor.ones(1, dtype=wide(logits_CV).dtype, device=logits_CV.device)
+    return cross_entropy(wide(logits_CV), label_C1, counted_C1, one_1)
+
+
+def chunk_bar(logits_CV: Tensor, label_C1: Tensor, counted_C1: Tensor) -> Tensor:
+    """The gradient of `chunk_sum`, softmax(logits) less one at the label, exactly 0 in a row that does not count; the dtype of logits."""
+    wide_CV = wide(logits_CV)
+    shifted_CV = counted_C1.where(wide_CV, 0) - counted_C1.where(wide_CV, 0).max(axis=1, keepdim=True)
+    exp_CV = exp(shifted_CV)
+    chosen_CV = Tensor.arange(int(logits_CV.shape[1]), dtype=dtypes.int32).reshape(1, -1) == label_C1
+    bar_CV = exp_CV / exp_CV.sum(axis=1, keepdim=True, dtype=wide_CV.dtype) - chosen_CV.where(1, 0).cast(wide_CV.dtype)
+    return counted_C1.where(bar_CV, 0).cast(logits_CV.dtype)
 
 
 def _check_labels(labels_T: np.ndarray, vocabulary: int, reduction: str, ignore_index: int) -> np.ndarray:

@@ -114,12 +114,12 @@ def dequantize(packed_P: Tensor, absmax_B: Tensor, *, block_size: int, out_featu
 def nf4_linear(
     x_TI: Tensor, packed_P: Tensor, absmax_B: Tensor, bias_O: Tensor | None, *, block_size: int, out_features: int, in_features: int
 ) -> Tensor:
-    """y = x dequantize(packed, absmax)^T + bias, float32: the product reads the packed codes.
+    """y = x dequantize(packed, absmax)^T + bias, in the dtype of x (float32 or bfloat16): the product reads the packed codes.
 
     The weight is an operand of the product, so it is rounded before it multiplies, fused or not.
     """
     weight_OI = dequantize(packed_P, absmax_B, block_size=block_size, out_features=out_features, in_features=in_features)
-    return frozen_linear(x_TI, weight_OI, bias_O)
+    return frozen_linear(x_TI, weight_OI.cast(x_TI.dtype), bias_O)
 
 
 @functools.cache

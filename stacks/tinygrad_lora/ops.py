@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tinygrad import Device
-from tinygrad.helpers import DEV, PARALLEL
-
-from contract.errors import MissingError, UserError
 from contract.worker.operation import expected_answer, wanted_gradients
 from contract.worker.operations import OPERATIONS
 from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.stack import Attributes, NotSupported, Reply, Tensors
-from stacks.tinygrad_lora import compiler, entries, probe, webgpu
+from stacks.tinygrad_lora import entries, probe
+from stacks.tinygrad_lora.device import open_beside, open_device
 from stacks.tinygrad_lora.entries import ENTRIES, Entry
+from stacks.tinygrad_lora.failures import told
+from stacks.tinygrad_lora.merge import HOST
 from stacks.tinygrad_lora.replay import Replays
 from stacks.tinygrad_lora.session import Session
 
-DEVICES = ("CPU", "CUDA", "WEBGPU", "CL", "METAL")
-GRAPHS, ARCHITECTURES = ("full_causal",), ("llama",)
-"""The graphs and the model types that this stack opens, none of them with options."""
+if TYPE_CHECKING:
+    from contract.training.inputs import Run
+    from contract.training.stepwise import Stepwise
+    from contract.training.trainer import Trainer
 
 PATHS = ("nf4_linear",)
 """The production paths that this stack has beside the plain one."""
@@ -36,23 +39,11 @@ class TinygradLora:
     Raises:
         UserError: an unknown device.
         MissingError: tinygrad can't open the device on this machine.
-        EnvironmentUnfit: the CPU device has no working C compiler.
+        EnvironmentUnfit: no compiler works for it, or tinygrad's cache of kernels can't be used.
     """
 
     def __init__(self, device: str, channel: Channel | None = None) -> None:
-        if device not in DEVICES:
-            raise UserError(f"tinygrad_lora has no device {device!r}; allowed: {', '.join(DEVICES)}")
-        # before the first kernel: tinygrad reads CC once
-        self._compiler = compiler.prepare() if device == "CPU" else None
-        if device == "WEBGPU":
-            webgpu.prepare()
-        DEV.value = device
-        # kernels are compiled in this process: a pool starts cold, gains nothing on two cores, and outlives a worker that is killed
-        PARALLEL.value = 0
-        try:
-            Device[device]
-        except Exception as error:
-            raise MissingError(f"tinygrad can't open {device} here ({error}); install its driver, or use the device CPU") from error
+        self._compiler = open_device(device)
         self._device, self._channel = device, channel
         self._dtypes = probe.dtypes_of(device)
         self._replays = Replays(device)
@@ -116,6 +107,63 @@ class TinygradLora:
         """One section of the open graph, on given inputs."""
         return Reply(tensors=self._opened(graph).block(section, tensors))
 
+    def merge(self, graph: str, linears: Sequence[str] | None = None) -> Reply:
+        """The open graph's LoRA goes into its weights; W' of the named linears, or of all that had any. In float64 on the CPU."""
+        session = self._opened(graph)
+        if self._device != HOST:
+            open_beside(HOST)
+        return Reply(tensors=session.merge(linears))
+
+    def save(self, graph: str, folder: str) -> Reply:
+        """The open graph's adapter, into files: FOLDER/adapter (v3, v2) and FOLDER/peft."""
+        return Reply(values={"notes": list(self._opened(graph).save(Path(folder)))})
+
+    @told
+    def generate(self, **values: Any) -> Reply:
+        """See `stacks.tinygrad_lora.load.respond`."""
+        from stacks.tinygrad_lora.load import respond
+
+        return respond(values, self._device, self._channel, require=self._require_plan)
+
+    def train(self, **values: Any) -> Reply:
+        """A whole run: see `contract.training.session.train`, and `stacks.tinygrad_lora.train.TinygradTrainer` for its computation."""
+        from stacks.tinygrad_lora.train import respond
+
+        notes = () if self._compiler is None else (self._compiler.told(),)
+        return respond(values, self._device, self._channel, require=self._require_plan, notes=notes)
+
+    def train_open(self, **values: Any) -> Reply:
+        """See `contract.training.stepwise.Stepwise.open`.
+
+        Raises:
+            NotSupported: the device lacks the dtype.
+        """
+        return self._stepwise.open(**values)
+
+    def train_state(self, **values: Any) -> Reply:
+        """See `contract.training.stepwise.Stepwise.state`."""
+        return self._stepwise.state(**values)
+
+    def train_step(self, **values: Any) -> Reply:
+        """See `contract.training.stepwise.Stepwise.step`."""
+        return self._stepwise.step(**values)
+
+    @cached_property
+    def _stepwise(self) -> Stepwise:
+        from contract.training.stepwise import Stepwise
+
+        return Stepwise(self._trainer)
+
+    def _trainer(self, run: Run) -> Trainer:
+        from stacks.tinygrad_lora.train import TinygradTrainer
+
+        self._require_plan(run.plan)
+        return TinygradTrainer(run, self._device, report=self._report)
+
+    def _report(self, **values: Any) -> None:
+        if self._channel is not None:
+            self._channel.progress(**values)
+
     def _opened(self, graph: str) -> Session:
         if self._session is None or graph != self._name:
             is_open = "none is open" if self._session is None else f"{self._name!r} is open"
@@ -123,26 +171,15 @@ class TinygradLora:
         return self._session
 
     def _require_plan(self, plan: GraphPlan) -> None:
-        if plan.graph not in GRAPHS or plan.layout.model_type not in ARCHITECTURES:
-            raise NotSupported(
-                f"tinygrad_lora opens no {plan.graph} of {plan.layout.model_type}; allowed: {', '.join(GRAPHS)} of "
-                f"{', '.join(ARCHITECTURES)}; take another model, or another stack"
-            )
-        if plan.layout.options:
-            options = ", ".join(plan.layout.options)
-            raise NotSupported(
-                f"tinygrad_lora opens no {plan.layout.model_type} with {options}; allowed: a layout without options; "
-                "take another model, or another stack"
-            )
-        if plan.lora.rank_pattern or plan.lora.alpha_pattern:
-            raise NotSupported("tinygrad_lora has one rank and one alpha for all linears; leave rank_pattern and alpha_pattern out")
         if plan.dtype not in self._dtypes:
             raise NotSupported(f"tinygrad_lora opens no graph in {plan.dtype} on {self._device}; allowed: {', '.join(self._dtypes)}")
         strange = sorted(set(plan.paths) - set(PATHS))
         if strange:
             raise NotSupported(f"tinygrad_lora has no path {strange[0]!r}; allowed: {', '.join(PATHS)}")
-        if "nf4_linear" in plan.paths and plan.dtype != "float32":
-            raise NotSupported(f"the path nf4_linear computes in float32, the plan in {plan.dtype}; leave the path out, or ask for float32")
+        if "nf4_linear" in plan.paths and plan.dtype == "float64":
+            raise NotSupported(
+                "the path nf4_linear computes in float32 or bfloat16, the plan in float64; leave the path out, or ask for one of the two"
+            )
 
     def _entry(self, op: str, attrs: Attributes) -> Entry:
         if op not in ENTRIES:

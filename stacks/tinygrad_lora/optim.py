@@ -22,13 +22,23 @@ def clip_gradients(gradients: Sequence[Tensor], max_norm_1: Tensor) -> tuple[Ten
     Returns:
         norm, of shape [1], before clipping; the clipped gradients. Where the norm is NaN, they all are.
     """
+    norm_1 = square_sum(gradients).sqrt()
+    scale_1 = clip_scale(norm_1, max_norm_1)
+    return norm_1, [(gradient.reshape(-1) * scale_1).reshape(gradient.shape) for gradient in gradients]
+
+
+def square_sum(gradients: Sequence[Tensor]) -> Tensor:
+    """The sum of squares over all gradients, of shape [1]."""
     flat = [gradient.reshape(-1) for gradient in gradients]
     squares = [(one * one).sum(axis=0, keepdim=True, dtype=one.dtype) for one in flat]
-    norm_1 = squares[0].usum(*squares[1:]).sqrt()
+    return squares[0].usum(*squares[1:])
+
+
+def clip_scale(norm_1: Tensor, max_norm_1: Tensor) -> Tensor:
+    """min(1, max_norm / (norm + 1e-6)), of shape [1]."""
     scale_1 = max_norm_1 / (norm_1 + _NORM_EPS)
     # not minimum: NaN must stay
-    scale_1 = (scale_1 > 1).where(1, scale_1)
-    return norm_1, [(one * scale_1).reshape(gradient.shape) for one, gradient in zip(flat, gradients, strict=True)]
+    return (scale_1 > 1).where(1, scale_1)
 
 
 def adamw_numbers(step: int, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> dict[str, float]:
@@ -60,8 +70,18 @@ def adamw_step(weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, numbers: 
     Returns:
         weight, m and v after the step.
     """
+    m_next, v_next = adamw_moments(gradient, m, v, numbers)
+    return adamw_weight(weight, m_next, v_next, numbers), m_next, v_next
+
+
+def adamw_moments(gradient: Tensor, m: Tensor, v: Tensor, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """m' and v' of `adamw_step`."""
     m_next = m * numbers["beta1"] + gradient * numbers["beta1_rest"]
-    v_next = v * numbers["beta2"] + gradient * gradient * numbers["beta2_rest"]
+    return m_next, v * numbers["beta2"] + gradient * gradient * numbers["beta2_rest"]
+
+
+def adamw_weight(weight: Tensor, m_next: Tensor, v_next: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+    """w' of `adamw_step`."""
     denominator = (v_next / numbers["correction2"]).sqrt() + numbers["eps"]
     update = m_next / numbers["correction1"] / denominator * numbers["lr"]
-    return weight * numbers["decay"] - update, m_next, v_next
+    return weight * numbers["decay"] - update

@@ -10,9 +10,11 @@ from typing import Any
 from tinygrad import Device, dtypes
 from tinygrad.helpers import NUM_CPU_THREADS
 
+from contract.run.device_memory import format_size
 from stacks.tinygrad_lora.compiler import Compiler
+from stacks.tinygrad_lora.memory import largest_tensor
 
-_DTYPES = {"float32": dtypes.float32, "float64": dtypes.float64}
+_DTYPES = {"float32": dtypes.float32, "float64": dtypes.float64, "bfloat16": dtypes.bfloat16}
 
 
 def dtypes_of(device: str) -> list[str]:
@@ -40,8 +42,10 @@ def _notes(device: str, compiler: Compiler | None) -> list[str]:
     notes = []
     if "float64" not in dtypes_of(device):
         notes.append(f"{device} has no float64: it is held against the CPU's")
-    if compiler is not None and compiler.kind == "zig":
-        notes.append("no clang on PATH: kernels are compiled by the clang inside the wheel ziglang")
+    if (limit := largest_tensor(device)) is not None:
+        notes.append(f"no tensor on {device} may take over {format_size(limit[0])} ({limit[1]})")
+    if compiler is not None and (choice := compiler.note()):
+        notes.append(choice)
     return notes
 
 

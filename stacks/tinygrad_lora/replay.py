@@ -11,13 +11,15 @@ the kernels that the second run captured. What it asks for:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit
-from tinygrad.device import Buffer
+from tinygrad import Device, Tensor, TinyJit
+from tinygrad.device import Buffer, LRUAllocator
+
+from stacks.tinygrad_lora.host import to_device
 
 KEPT = 64
 """Captured functions that are kept: each holds the buffers of its inputs and outputs."""
@@ -54,30 +56,56 @@ class Replays:
         made = self._captured if kept else self._new
         return made(function, tuple(static.items()), signature)(arrays)
 
-    def _new(self, function: Function, static: tuple[tuple[str, Any], ...], signature: Signature) -> _Replay:
-        return _Replay(lambda tensors: function(tensors, **dict(static)), self._device)
+    def _new(self, function: Function, static: tuple[tuple[str, Any], ...], signature: Signature) -> Replay:
+        return Replay(lambda tensors: function(tensors, **dict(static)), self._device)
 
 
-class _Replay:
-    """One function for one set of names, shapes and dtypes."""
+class Replay:
+    """One function for one set of names, shapes and dtypes.
 
-    def __init__(self, function: Function, device: str) -> None:
-        self._function, self._device = TinyJit(function), device
+    Args:
+        device: tinygrad's name of it.
+        state: tensors beside the inputs that the function assigns to, and that outlive a call.
+
+    Attributes:
+        calls: that were made; the first two compile.
+    """
+
+    def __init__(self, function: Function, device: str, *, state: Sequence[Tensor] = ()) -> None:
+        self._function, self._device, self._state = TinyJit(function), device, state
+        self.calls = 0
         self._inputs: dict[str, Tensor] = {}
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The function's answer, on the host.
+
+        Args:
+            arrays: by the same names in the same order in each call; none of them without dimensions or elements.
+        """
         if not self._inputs:
-            inputs = {name: Tensor(array, device=self._device) for name, array in arrays.items()}
+            inputs = {name: to_device(array, self._device) for name, array in arrays.items()}
             Tensor.realize(*inputs.values())
             self._inputs = inputs
         else:
             for name, array in arrays.items():
-                _write(self._inputs[name], array)
+                write(self._inputs[name], array)
+        self.calls += 1
         return {name: tensor.numpy() for name, tensor in self._function(self._inputs).items()}
 
+    def release(self) -> None:
+        """Gives back what the kernels between inputs and outputs work on; the next call takes it anew."""
+        captured = self._function.captured
+        if captured is not None:
+            # tinygrad would take all that is written for such; and it asks for this set again only to tell inputs that are written
+            captured._written_uops.difference_update(tensor.uop.base for tensor in self._state)
+            captured.free_intermediates()
+        allocator = Device[self._device].allocator
+        if isinstance(allocator, LRUAllocator):
+            allocator.free_cache()
 
-def _write(tensor: Tensor, array: np.ndarray) -> None:
-    """Puts an array into a tensor's buffer; building a new tensor for it costs five times as much."""
+
+def write(tensor: Tensor, array: np.ndarray) -> None:
+    """Puts an array of the same shape and dtype into a tensor's buffer; building a new tensor for it costs five times as much."""
     buffer = tensor.uop.base.realized
     assert isinstance(buffer, Buffer), "a realised input on one device has one buffer"
     buffer.copy_from(Buffer("PYTHON", buffer.size, buffer.dtype, opaque=array.reshape(-1).view(np.uint8).data))

@@ -14,6 +14,8 @@ import numpy as np
 from tinygrad import Tensor
 
 from contract.model.layouts.rope import RopeScaling
+from stacks.tinygrad_lora.host import rounded
+from stacks.tinygrad_lora.widen import wide
 
 FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"sin": np.sin, "cos": np.cos}
 """The elementary functions that the tables rest on, in float64."""
@@ -38,19 +40,20 @@ def tables(positions: np.ndarray, frequencies_F: np.ndarray, dtype: str) -> tupl
     if (positions < 0).any():
         raise ValueError(f"a position is {int(positions.min())}; allowed: 0 and above")
     angles_TE = np.tile(positions.astype(np.float64)[..., None] * frequencies_F, 2)
-    return FUNCTIONS["cos"](angles_TE).astype(dtype), FUNCTIONS["sin"](angles_TE).astype(dtype)
+    return rounded(FUNCTIONS["cos"](angles_TE), dtype), rounded(FUNCTIONS["sin"](angles_TE), dtype)
 
 
 def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     """x cos + rotate_half(x) sin; rotate_half(a, b) = (-b, a), halves of a head.
 
     Args:
-        x_BHTE: float32 or float64.
+        x_BHTE: float32, float64 or bfloat16, which is float32 inside and rounded once.
         cos_TE, sin_TE: the same dtype; of shape [T, E], or [B, 1, T, E] where each sequence has positions of its own.
     """
     half = int(x_BHTE.shape[-1]) // 2
-    rotated_BHTE = (-x_BHTE[..., half:]).cat(x_BHTE[..., :half], dim=-1)
-    return x_BHTE * cos_TE + rotated_BHTE * sin_TE
+    wide_BHTE = wide(x_BHTE)
+    rotated_BHTE = (-wide_BHTE[..., half:]).cat(wide_BHTE[..., :half], dim=-1)
+    return (wide_BHTE * wide(cos_TE) + rotated_BHTE * wide(sin_TE)).cast(x_BHTE.dtype)
 
 
 def _llama3(plain_F: np.ndarray, scaling: RopeScaling) -> np.ndarray:

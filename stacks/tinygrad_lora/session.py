@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from tinygrad import Tensor
 
+from contract.artifacts.saved import as_filed, of_plan, write_both
 from contract.worker import graph as requests
 from contract.worker import taps
-from contract.worker.graph import IGNORE_INDEX, ROPE_TABLES, Invalid
+from contract.worker.graph import IGNORE_INDEX, POSITIONS, ROPE_TABLES, SEGMENTS, Invalid
 from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
-from contract.worker.stack import NotSupported
 from contract.worker.taps import EMBEDDING, HEAD
-from stacks.tinygrad_lora import lora, nf4
-from stacks.tinygrad_lora.graph import BAR, OVERRIDE, Sections, llama_layout, to_device
+from stacks.tinygrad_lora import weights
+from stacks.tinygrad_lora.graph import BAR, OVERRIDE, SEEN, Sections
+from stacks.tinygrad_lora.host import rounded, to_device
 from stacks.tinygrad_lora.loss import next_tokens
-from stacks.tinygrad_lora.models import llama
+from stacks.tinygrad_lora.merge import merge_graph
+from stacks.tinygrad_lora.models.build import build
+from stacks.tinygrad_lora.models.section import PLACES, TOKENS
+from stacks.tinygrad_lora.visible import visible
+from stacks.tinygrad_lora.weights import Weights
+from stacks.tinygrad_lora.widen import inside
 
 Arrays = Mapping[str, np.ndarray]
+
+_BATCH = ("ids", "labels", POSITIONS, SEGMENTS)
 
 
 class Session:
@@ -27,7 +36,7 @@ class Session:
 
     Args:
         plan: `plan.dtype` is one that the device has.
-        tensors: the base weights and the adapter, float32, as `contract.worker.graph` names them; not kept, but for the embedding.
+        tensors: the base weights and the adapter, as `contract.worker.graph` names them; not kept, but for the embeddings.
         channel: told of each section that is begun; None where nobody waits.
 
     Raises:
@@ -37,13 +46,13 @@ class Session:
     def __init__(self, plan: GraphPlan, tensors: Arrays, *, device: str, channel: Channel | None) -> None:
         requests.require(requests.weights(plan) | requests.adapter(plan), tensors, "open")
         self.plan, self._device, self._channel = plan, device, channel
-        self._sections = Sections(plan, device)
-        # rows are looked up on the host: exactly, and without a product over the vocabulary; a view would keep the whole request
-        self._embedding_VD = tensors["embedding"].astype(np.float32) if EMBEDDING in plan.held else None
-        s = lora.scaling(alpha=plan.lora.alpha, rank=plan.lora.rank, rslora=plan.lora.rslora)
-        numbers = {**llama.scalars(llama_layout(plan)), "scaling": s}
-        self._scalars = {name: to_device(np.array([value], dtype=plan.dtype), device).realize() for name, value in numbers.items()}
-        self._weights = {section: self._frozen(section, tensors) for section in plan.held if section != EMBEDDING}
+        self._model, self._sections = build(plan), Sections(plan, device)
+        read = Weights(plan, weights.of_arrays(tensors), device)
+        self._embeddings = read.embeddings() if EMBEDDING in plan.held else {}
+        self._held: dict[str, dict[str, Tensor]] = {}
+        for section in plan.held:
+            self._tell(section)
+            self._held[section] = {} if section == EMBEDDING else {**read.section(section), **self._scalars(section)}
         self._adapter: dict[str, Tensor] = {}
         self._set_adapter(tensors)
 
@@ -68,61 +77,76 @@ class Session:
     def block(self, section: str, tensors: Arrays) -> dict[str, np.ndarray]:
         """One section alone; what it answers is in contract.worker.graph."""
         batch, tokens = requests.require_block(self.plan, section, tensors)
-        _require_unpacked(tensors)
         expected = requests.expected_block_answer(self.plan, section, tensors, batch, tokens)
-        if section == EMBEDDING:
-            answer = self._embed(tensors["ids"])
-            # nothing follows from an override here
-            answer |= {name: np.zeros(shape, dtype) for name, (shape, dtype) in expected.items() if name.startswith("grad.")}
-        else:
-            if "labels" in tensors:
-                requests.require_batch(self.plan, np.zeros_like(tensors["labels"]), tensors["labels"])
-            answer = self._section(section, tensors, wanted=expected.__contains__)
-        return {name: answer[name].reshape(shape) for name, (shape, _) in expected.items()}
+        answer = self._embed(tensors) if section == EMBEDDING else self._section(section, tensors, wanted=expected.__contains__)
+        # an override of which nothing that has a cotangent follows, in a request whose cotangents are constants'
+        absent = {
+            name: np.zeros(shape, dtype) for name, (shape, dtype) in expected.items() if name not in answer and name.startswith("grad.")
+        }
+        return {name: (answer | absent)[name].reshape(shape) for name, (shape, _) in expected.items()}
+
+    def merge(self, linears: Sequence[str] | None) -> dict[str, np.ndarray]:
+        """LoRA goes into the weights that it lies on; answers the named ones, float32, or all that had any.
+
+        Raises: as `stacks.tinygrad_lora.merge.merge_graph`; the graph stays as it was.
+        """
+        plan, held, merged = merge_graph(self.plan, self._held, self.state(None), asked=linears, told=self._tell)
+        self.plan, self._held, self._adapter = plan, held, {}
+        self._model, self._sections = build(plan), Sections(plan, self._device)
+        return merged
+
+    def save(self, folder: Path) -> tuple[str, ...]:
+        """Writes the adapter as v3, v2 and PEFT (contract/artifacts/saved.py); answers what the user must know."""
+        if not self._adapter:
+            raise ValueError("save: the open graph has no LoRA, having been merged or opened without; open one with an adapter")
+        return write_both(as_filed(of_plan(self.plan, self.state(None))), folder)
 
     # The whole graph
 
     def _graph(self, wanted: Sequence[str], tensors: Arrays, *, gradients: bool) -> dict[str, np.ndarray]:
-        ids_BT, labels_BT = self._batch(wanted, tensors, gradients=gradients)
-        expected = requests.expected_graph_answer(self.plan, wanted, *ids_BT.shape, gradients=gradients)
-        ending = {} if labels_BT is None else {"labels": labels_BT}
+        self._require_batch(wanted, tensors, gradients=gradients)
+        ids_BT, positioned = tensors["ids"], POSITIONS in tensors
+        expected = requests.expected_graph_answer(self.plan, wanted, *ids_BT.shape, gradients=gradients, positions=positioned)
+        answer = self._embed({name: tensors[name] for name in ("ids", POSITIONS) if name in tensors})
+        x_BTD, inputs = answer[taps.entering(self.plan.layout) if self.plan.graph == "full_causal" else EMBEDDING], {}
+        places = {name: tensors[name] for name in (POSITIONS, SEGMENTS) if name in tensors}
+        ending = {"labels": tensors["labels"]} if "labels" in tensors else {}
         if gradients:
-            ending[f"{BAR}loss"] = np.ones((), self.plan.dtype)
-        answer = self._embed(ids_BT)
-        x_BTD, inputs = answer[EMBEDDING], {}
+            ending[f"{BAR}loss"] = np.ones((), requests.dtype_of(self.plan, "loss"))
         for section in self._needed(expected, gradients=gradients):
-            inputs[section] = x_BTD
-            given = {"input": x_BTD, **(ending if section == HEAD else {})}
-            named = self._section(section, given, wanted={"output", "grad.input", *self._own(expected, section)}.__contains__)
+            inputs[section] = {"input": x_BTD} | ({} if section == HEAD else places)
+            given = inputs[section] | (ending if section == HEAD else {})
+            own = {"output", *self._own(expected, section)}
+            named = self._section(section, given, wanted=_or_gradient(own))
             x_BTD = named.get("output", x_BTD)
             answer |= {taps.prefix(section) + name: array for name, array in named.items()}
         if gradients:
-            answer |= self._backward(inputs, named["grad.input"])
+            answer |= self._backward(inputs, answer["grad.input"])
         return {name: answer[name].reshape(shape) for name, (shape, _) in expected.items()}
 
-    def _backward(self, inputs: dict[str, np.ndarray], bar_BTD: np.ndarray) -> dict[str, np.ndarray]:
+    def _backward(self, inputs: dict[str, dict[str, np.ndarray]], bar_BTD: np.ndarray) -> dict[str, np.ndarray]:
         """The adapter's gradients: the blocks from the last to the first, each computed again from its input."""
         answer: dict[str, np.ndarray] = {}
         for section in reversed(inputs):
             if section != HEAD:
-                given = {"input": inputs[section], f"{BAR}output": bar_BTD}
+                given = inputs[section] | {f"{BAR}output": bar_BTD}
                 named = self._section(section, given, wanted=lambda name: name.startswith("grad."))
                 bar_BTD = named.pop("grad.input")
                 answer |= {f"grad.{taps.prefix(section)}{name.removeprefix('grad.')}": array for name, array in named.items()}
         return answer
 
-    def _batch(self, wanted: Sequence[str], tensors: Arrays, *, gradients: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        if self.plan.held != taps.sections(self.plan.layout.num_hidden_layers):
+    def _require_batch(self, wanted: Sequence[str], tensors: Arrays, *, gradients: bool) -> None:
+        if self.plan.held != taps.sections(self.plan.blocks):
             raise Invalid(f"only {', '.join(self.plan.held)} are open; open the whole graph (sections: None), or ask for `block`")
-        _require_unpacked(tensors)
-        strange = sorted(set(tensors) - {"ids", "labels"})
+        strange = sorted(set(tensors) - set(_BATCH))
         if strange or "ids" not in tensors:
-            raise Invalid(f"got {', '.join(sorted(tensors)) or 'no tensors'}; give ids, and labels where the loss is wanted")
-        labels_BT = tensors.get("labels")
-        if labels_BT is None and (gradients or "loss" in wanted):
+            raise Invalid(
+                f"got {', '.join(sorted(tensors)) or 'no tensors'}; give ids, and labels where the loss is wanted, positions and segments "
+                "where sequences are packed"
+            )
+        if "labels" not in tensors and (gradients or "loss" in wanted):
             raise Invalid("the loss is wanted and there are no labels; give labels, int64 [sequences, tokens]")
-        requests.require_batch(self.plan, tensors["ids"], labels_BT)
-        return tensors["ids"], labels_BT
+        requests.require_batch(self.plan, tensors["ids"], *(tensors.get(name) for name in _BATCH[1:]))
 
     def _needed(self, expected: requests.Expected, *, gradients: bool) -> list[str]:
         """The sections after the embedding, up to the last one of which something is wanted."""
@@ -138,76 +162,60 @@ class Session:
 
     # One section
 
-    def _embed(self, ids_BT: np.ndarray) -> dict[str, np.ndarray]:
-        """The taps of the section `embedding`."""
-        assert self._embedding_VD is not None
-        cos_TE, sin_TE = llama.rope_tables(llama_layout(self.plan), ids_BT.shape[1], self.plan.dtype)
-        return {"embedding": self._embedding_VD[ids_BT].astype(self.plan.dtype), "rope.cos": cos_TE, "rope.sin": sin_TE}
+    def _embed(self, tensors: Arrays) -> dict[str, np.ndarray]:
+        """The taps of the section `embedding`, and its gradients where there are cotangents."""
+        ids_BT = tensors["ids"]
+        positions = tensors.get(POSITIONS, np.arange(ids_BT.shape[1]))
+        given = {TOKENS: rounded(self._embeddings["embedding"][ids_BT], self.plan.dtype)}
+        if "position_embedding" in self._embeddings:
+            given[PLACES] = rounded(self._embeddings["position_embedding"][positions], self.plan.dtype)
+        constants = self._model.places(positions)
+        own = {tap.name for tap in taps.section_taps(self.plan, EMBEDDING)} - set(constants)
+        given |= {name: array for name, array in tensors.items() if name.partition(".")[2] in own}
+        return self._sections.run(EMBEDDING, {}, given, wanted=lambda name: True) | constants
 
     def _section(self, section: str, tensors: Arrays, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
         """The taps and gradients of a block or the head, by their own names."""
         self._tell(section)
-        given = {name: array for name, array in tensors.items() if name != "labels" and name.removeprefix(OVERRIDE) not in ROPE_TABLES}
+        aside = ("labels", POSITIONS, SEGMENTS)
+        given = {name: array for name, array in tensors.items() if name not in aside and name.removeprefix(OVERRIDE) not in ROPE_TABLES}
         if section != HEAD:
-            tables = llama.rope_tables(llama_layout(self.plan), tensors["input"].shape[1], self.plan.dtype)
-            given |= {name: tensors.get(f"{OVERRIDE}{name}", table) for name, table in zip(ROPE_TABLES, tables, strict=True)}
+            given |= self._places(section, tensors)
         if "labels" in tensors:
-            given |= next_tokens(tensors["labels"], dtype=self.plan.dtype, ignore_index=IGNORE_INDEX)
-        prefix = taps.prefix(section)
-        adapter = {name.removeprefix(prefix): tensor for name, tensor in self._adapter.items() if prefix and name.startswith(prefix)}
-        return self._sections.run(section, {**self._weights[section], **adapter, **self._scalars}, given, wanted=wanted)
+            given |= next_tokens(tensors["labels"], dtype=inside(self.plan.dtype), ignore_index=IGNORE_INDEX)
+        prefix = taps.prefix(section) or f"{taps.LM_HEAD}."
+        adapter = {name.removeprefix(taps.prefix(section)): it for name, it in self._adapter.items() if name.startswith(prefix)}
+        return self._sections.run(section, {**self._held[section], **adapter}, given, wanted=wanted)
+
+    def _places(self, section: str, tensors: Arrays) -> dict[str, np.ndarray]:
+        """What a block takes of where its tokens stand; the proxy graph's blocks take nothing."""
+        if self.plan.graph != "full_causal":
+            return {}
+        tokens = tensors["input"].shape[1]
+        window = self.plan.layout.window(int(section.removeprefix("layers.")))
+        constants = self._model.places(tensors.get(POSITIONS, np.arange(tokens)))
+        given = {name: tensors.get(f"{OVERRIDE}{name}", table) for name, table in constants.items()}
+        return given | {SEEN: visible(tokens, window=window, segments_BT=tensors.get(SEGMENTS))}
 
     def _tell(self, section: str) -> None:
         if self._channel is not None:
             self._channel.progress(section=section)
 
-    # Weights
+    # What is held
+
+    def _scalars(self, section: str) -> dict[str, Tensor]:
+        numbers = self._model.scalars(section)
+        arrays = {name: np.array([value], dtype=inside(self.plan.dtype)) for name, value in numbers.items()}
+        return {name: to_device(array, self._device).realize() for name, array in arrays.items()}
 
     def _set_adapter(self, tensors: Arrays) -> None:
         # from NumPy buffers, each its own: two matrices of zeros made by tinygrad would be one constant
-        arrays = {name: tensors[name].astype(self.plan.dtype) for name in requests.adapter(self.plan)}
+        arrays = {name: tensors[name].astype(inside(self.plan.dtype)) for name in requests.adapter(self.plan)}
         self._adapter = {name: to_device(array, self._device) for name, array in arrays.items()}
         if self._adapter:
             Tensor.realize(*self._adapter.values())
 
-    def _frozen(self, section: str, tensors: Arrays) -> dict[str, Tensor]:
-        """A section's base weights on the device, by their own names."""
-        self._tell(section)
-        if section == HEAD:
-            tied = self.plan.layout.tie_word_embeddings
-            head_VD = tensors["embedding" if tied else "lm_head"]
-            return {"final_norm": self._widened(tensors["final_norm"]), "lm_head": self._widened(head_VD)}
-        prefix = taps.prefix(section)
-        weights: dict[str, Tensor] = {}
-        for name in requests.weights(self.plan.model_copy(update={"sections": (section,)})):
-            own = name.removeprefix(prefix)
-            if own in taps.LINEARS:
-                weights |= self._linear(own, tensors[name], tensors.get(f"{name}.offset"))
-            elif not own.endswith(".offset"):
-                weights[own] = self._widened(tensors[name])
-        return weights
 
-    def _linear(self, name: str, weight_OI: np.ndarray, offset: np.ndarray | None) -> dict[str, Tensor]:
-        """A linear's weight: as it is, or through NF4, as codes where the product reads them; nested with the offset, if one is given."""
-        base = self.plan.base
-        if base is None:
-            return {name: self._widened(weight_OI)}
-        weight = to_device(weight_OI.astype(np.float32), self._device)
-        offset_1 = None if offset is None else to_device(offset, self._device).realize()
-        packed_P, absmax_B = nf4.encode(weight, block_size=base.block_size, double_quant=base.double_quant, given_offset_1=offset_1)
-        if "nf4_linear" in self.plan.paths:
-            return {f"{name}.packed": packed_P, f"{name}.absmax": absmax_B}
-        out_features, in_features = weight_OI.shape
-        sizes = {"block_size": base.block_size, "out_features": out_features, "in_features": in_features}
-        dequantized_OI = nf4.dequantize(packed_P, absmax_B, **sizes)
-        return {name: dequantized_OI.cast(self.plan.dtype).contiguous().realize()}
-
-    def _widened(self, array: np.ndarray) -> Tensor:
-        return to_device(array.astype(np.float32, copy=False), self._device).cast(self.plan.dtype).contiguous().realize()
-
-
-def _require_unpacked(tensors: Arrays) -> None:
-    """Raises NotSupported where positions or segments are given."""
-    for name in (requests.POSITIONS, requests.SEGMENTS):
-        if name in tensors:
-            raise NotSupported(f"tinygrad_lora takes no {name}; allowed: one whole sequence a row, without padding; leave them out")
+def _or_gradient(names: set[str]) -> Callable[[str], bool]:
+    """Whether a name is one of these, or a gradient's."""
+    return lambda name: name in names or name.startswith("grad.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from contract.worker.process import StackProcess
+from stacks.tinygrad_lora.ops import TinygradLora
 from tests.stacks.tinygrad_lora.tinygrad_worker import start
 
 
@@ -14,3 +15,9 @@ from tests.stacks.tinygrad_lora.tinygrad_worker import start
 def stack() -> Iterator[StackProcess]:
     with start() as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def cpu() -> TinygradLora:
+    """The stack in this process, its C compiler found."""
+    return TinygradLora("CPU")

@@ -43,6 +43,8 @@ def test_zig_serves_where_there_is_no_clang(bare_machine: Path) -> None:
     assert found.kind == "zig"
     assert os.environ["CC"] == found.command
     assert "clang" in found.version()
+    assert found.told().startswith("the C compiler of kernels that tinygrad's cache lacks (zig): clang version ")
+    assert found.note() == "no clang on PATH: kernels are compiled by the clang inside the wheel ziglang"
     assert compiler.prepare() == found
     assert len(list(Path(found.command).parent.iterdir())) == 1
 
@@ -86,10 +88,47 @@ def test_a_users_own_compiler_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp
     assert os.environ["CC"] == str(own)
 
 
-def test_clang_on_the_path_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler.shutil, "which", lambda name: f"/somewhere/{name}")
-    assert compiler._find() == compiler.Compiler(kind="clang", command="clang")
+@pytest.fixture
+def clang(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A program called clang on the path: a link to zig's clang, which a test may put another in place of."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    own = folder / "clang"
+    shim = compiler.prepare().command
+    monkeypatch.delenv("CC")
+    own.write_text(f'#!/bin/sh\nexec "{shim}" "$@"\n')
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: str(own))
+    return own
+
+
+def test_clang_on_the_path_is_enough(clang: Path) -> None:
+    found = compiler.prepare()
+    assert found == compiler.Compiler(kind="clang", command="clang")
     assert "CC" not in os.environ
+    assert found.note() == ""
+
+
+def test_a_clang_that_does_not_work_is_passed_over_and_told_of(clang: Path) -> None:
+    clang.write_text("#!/bin/sh\necho >&2\necho 'clang: no such target' >&2\nexit 3\n")
+    found = compiler.prepare()
+    assert (found.kind, os.environ["CC"]) == ("zig", found.command)
+    assert found.note().startswith("clang on PATH does not work (can't compile for tinygrad (exit code 3: clang: no such target)): ")
+
+
+def test_a_clang_that_does_not_work_is_refused_where_there_is_no_wheel(clang: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clang.write_text("#!/bin/sh\nexit 3\n")
+    monkeypatch.setattr(compiler, "_zig", lambda: None)
+    with pytest.raises(EnvironmentUnfit, match=r"clang \(clang\) can't compile .* it said nothing.*pip install 'twostack\[tinygrad\]'"):
+        compiler.prepare()
+
+
+def test_zig_without_space_to_work_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "not there"))
+    monkeypatch.setattr(compiler.tempfile, "gettempdir", lambda: "/where/zig/works")
+    with pytest.raises(EnvironmentUnfit, match=r"\(zig\) can't compile for tinygrad \(exit code 1: mktemp.*free some space in /where/zig"):
+        compiler.prepare()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from contract.worker.taps import EMBEDDING, HEAD
 from parity.judge.perturb import respond, respond_section
 from parity.reference.graph import Batch
 from stacks.tinygrad_lora.elementary import sigmoid
-from stacks.tinygrad_lora.graph import to_device
+from stacks.tinygrad_lora.host import to_device
 from stacks.tinygrad_lora.ops import TinygradLora
 from stacks.tinygrad_lora.session import Session
 from tests.stacks.tinygrad_lora.tiny_tinygrad_graph import (

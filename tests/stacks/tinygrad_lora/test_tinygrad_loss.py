@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tinygrad import Tensor
 
 from contract.worker.process import RequestFailed, StackProcess
+from stacks.tinygrad_lora import loss
+from stacks.tinygrad_lora.ops import TinygradLora
 
 SHAPES = ((1, 2), (6, 50), (9, 257))
 IGNORED = -100
@@ -114,3 +117,19 @@ def test_what_is_refused(stack: StackProcess, labels: list[int], reduction: str,
     with pytest.raises(RequestFailed, match=message) as caught:
         compute(stack, np.ones((6, 50), np.float32), np.array(labels), reduction)
     assert caught.value.error_class == "ValueError"
+
+
+def test_a_chunk_is_the_sum_over_its_rows(cpu: TinygradLora) -> None:
+    """float64 against the formula; a row that does not count, whatever it holds, has no part in either."""
+    logits = np.random.default_rng(6).standard_normal((5, 7)) * 30
+    label, counted = np.array([0, 6, 3, 2, 2], np.int32)[:, None], np.array([1, 1, 0, 1, 1], bool)[:, None]
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    logsumexp = np.log(np.exp(shifted).sum(axis=1))
+    expected = (logsumexp - shifted[np.arange(5), label[:, 0]])[counted[:, 0]].sum()
+    bar = counted * (np.exp(shifted - logsumexp[:, None]) - np.eye(7)[label[:, 0]])
+    logits[2] = [np.inf, np.nan, 1, 2, 3, 4, 5]
+    given = (Tensor(logits).realize(), Tensor(label).realize(), Tensor(counted).realize())
+    # a few dozen float64 roundings of numbers up to 100
+    np.testing.assert_allclose(loss.chunk_sum(*given).numpy(), [expected], rtol=2.0**-45)
+    np.testing.assert_allclose(loss.chunk_bar(*given).numpy(), bar, rtol=2.0**-40, atol=2.0**-48)
+    assert not loss.chunk_bar(*given).numpy()[2].any()

@@ -66,7 +66,7 @@ def test_odd_integers_times_signs_come_out_exactly(stack: StackProcess, seed: in
 def test_the_probe(stack: StackProcess) -> None:
     values = stack.request("probe").values
     assert values["device"] == "CPU"
-    assert values["dtypes"] == ["float32", "float64"]
+    assert values["dtypes"] == ["float32", "float64", "bfloat16"]
     assert values["name"]
     assert set(values["versions"]) == {"tinygrad", "python"}
     assert values["compiler"]["kind"] in ("CC", "clang", "zig")

@@ -13,7 +13,8 @@ from contract.worker.operations import OPERATIONS
 from contract.worker.process import StackProcess
 from stacks.tinygrad_lora import compiler
 from stacks.tinygrad_lora.entries import ENTRIES
-from stacks.tinygrad_lora.replay import LARGEST, Replays
+from stacks.tinygrad_lora.ops import TinygradLora
+from stacks.tinygrad_lora.replay import LARGEST, Replay, Replays, write
 
 _FLOAT = np.float32
 _LAYOUT = {"block_size": 32, "out_features": 5, "in_features": 39}
@@ -96,3 +97,23 @@ def test_what_is_small_is_scheduled_twice_and_what_is_large_each_time(width: int
         x = np.full(width, seed, np.float32)
         np.testing.assert_array_equal(replays.run(doubled, {"x": x})["y"], 2 * x)
     assert len(calls) == runs
+
+
+def test_a_release_keeps_the_state(cpu: TinygradLora) -> None:
+    """What a captured function assigns to outlives it; what its kernels work on is taken anew."""
+    state = Tensor(np.zeros(6, np.float32)).realize()
+
+    def add(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        total = (tensors["x"] * 2).contiguous().realize()
+        state.assign(state + total).realize()
+        return {"total": (total + state).contiguous()}
+
+    replay, expected = Replay(add, "CPU", state=(state,)), np.zeros(6, np.float32)
+    for call in range(5):
+        x = np.arange(6, dtype=np.float32) + call
+        expected += 2 * x
+        np.testing.assert_array_equal(replay({"x": x})["total"], 2 * x + expected)
+        replay.release()
+        np.testing.assert_array_equal(state.numpy(), expected)
+    write(state, np.ones(6, np.float32))
+    np.testing.assert_array_equal(replay({"x": np.ones(6, np.float32)})["total"], np.full(6, 5, np.float32))

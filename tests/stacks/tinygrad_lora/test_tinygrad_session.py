@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract.model.layout import MistralLayout, RopeScaling
+from contract.model.layout import MODEL_TYPES
 from contract.worker import graph, taps
 from contract.worker.capabilities import Capabilities
 from contract.worker.plan import GraphPlan, Lora, Nf4
 from contract.worker.process import RequestFailed, StackProcess
-from contract.worker.stack import NotSupported
+from parity.checks.graph_layouts import OPTIONS
 from parity.judge.perturb import respond
 from parity.reference import nf4
 from parity.reference.graph import Batch
-from stacks.tinygrad_lora import ops
+from stacks.tinygrad_lora import ops, probe
 from stacks.tinygrad_lora.ops import PATHS, TinygradLora
 from tests.stacks.tinygrad_lora.tiny_tinygrad_graph import (
     EXP_ULP,
     EXP_ULP_WEBGPU,
     LAYOUT,
-    LORA,
     RUNS,
     all_taps,
     batch_of,
@@ -97,30 +96,11 @@ def test_what_is_refused(
         process.request(request_name, values, tensors)
 
 
-SCALED = LAYOUT.model_copy(update={"rope_scaling": RopeScaling(rope_type="linear", factor=2.0)})
-MISTRAL = MistralLayout(**LAYOUT.model_dump(exclude={"model_type", "attention_bias", "mlp_bias", "rope_scaling"}))
-
-
-@pytest.mark.parametrize("name", ["positions", "segments"])
-def test_packed_batches_are_refused(name: str) -> None:
-    stack, given = opened(plan_of())[0], {name: np.zeros((2, 7), np.int64)}
-    for ask in (
-        lambda: stack.forward("tiny", ["logits"], {"ids": batch_of()["ids"], **given}),
-        lambda: stack.block("tiny", "layers.0", {"input": np.ones((2, 7, 24)), **given}),
-    ):
-        with pytest.raises(NotSupported, match=f"takes no {name}; allowed: one whole sequence a row"):
-            ask()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"paths": ("nf4_linear",), "base": Nf4()}, "nf4_linear computes in float32, the plan in float64; leave the path out"),
+        ({"paths": ("nf4_linear",), "base": Nf4()}, "nf4_linear computes in float32 or bfloat16, the plan in float64; leave"),
         ({"paths": ("checkpoint",)}, "no path 'checkpoint'; allowed: nf4_linear"),
-        ({"dtype": "bfloat16"}, "no graph in bfloat16 on CPU; allowed: float"),
-        ({"layout": SCALED}, "no llama with rope_scaling.linear; allowed: a layout without options"),
-        ({"layout": MISTRAL}, "no full_causal of mistral; allowed: full_causal of llama"),
-        ({"lora": LORA.model_copy(update={"rank_pattern": {"q_proj": 2}})}, "one rank and one alpha for all linears"),
     ],
 )
 def test_plans_that_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -133,7 +113,13 @@ def test_what_is_declared_is_what_is_there() -> None:
     declared = Capabilities.model_validate_json(CAPABILITIES.read_text(encoding="utf-8"))
     assert declared.graphs is not None
     assert declared.graphs.paths == PATHS
-    assert declared.graphs.architectures == {"llama": ("float32", "float64")}
+    dtypes = ("float32", "float64", "bfloat16")
+    assert declared.graphs.architectures == dict.fromkeys(MODEL_TYPES, dtypes)
+    assert declared.graphs.proxy == dtypes
+    drawn = {option for recipes in OPTIONS.values() for recipe in recipes for option in recipe.layout.options}
+    assert set(declared.graphs.layout_options) == drawn
+    assert set(dtypes) == set(probe.dtypes_of("CPU"))
+    assert (declared.graphs.packing, declared.graphs.patterns) == (True, True)
     assert {"open", "state", "forward", "gradients", "block"} <= set(declared.requests)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -90,3 +92,29 @@ def test_a_key_that_is_nan_shows_in_each_token_that_sees_it(webgpu: StackProcess
     assert np.isnan(context[0, :2, 2:]).all()
     assert np.isfinite(context[0, :2, :2]).all()
     assert np.isfinite(context[0, 2:]).all()
+
+
+def test_the_probe_tells_the_largest_tensor(webgpu: StackProcess) -> None:
+    notes = webgpu.request("probe").values["notes"]
+    assert any(note.startswith("no tensor on WEBGPU may take over ") for note in notes)
+
+
+def test_a_tensor_past_the_limit_is_refused_and_the_device_goes_on() -> None:
+    """In a process of its own: without the check, Dawn makes a buffer that is none, and a later kernel finds its binding invalid."""
+    program = (
+        "from stacks.tinygrad_lora.device import open_device\n"
+        "open_device('WEBGPU')\n"
+        "from tinygrad import Tensor, dtypes\n"
+        "from tinygrad.device import Buffer\n"
+        "from stacks.tinygrad_lora.memory import largest_tensor\n"
+        "try:\n"
+        "    Buffer('WEBGPU', largest_tensor('WEBGPU')[0] + 4, dtypes.uint8).allocate()\n"
+        "except MemoryError as error:\n"
+        "    print(error)\n"
+        "print((Tensor([1.0, 2.0]) + 1).tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    refused, answered = done.stdout.splitlines()
+    assert refused.startswith("a tensor of ")
+    assert " is past the device's limit of " in refused
+    assert answered == "[2.0, 3.0]"
