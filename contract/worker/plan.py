@@ -89,7 +89,8 @@ class GraphPlan(_Frozen):
 
     dtype: of activations and products. In bfloat16 frozen weights, the residual stream and activations are bfloat16 and products
     accumulate in float32, their bias with them; norms, softmax, activations and the loss compute in float32 inside, backward too, and are
-    rounded once; the loss stays float32; the adapter's matrices are float32 and are cast in the product, and LoRA's s is not. NF4 weights are dequantised to float32 and rounded.
+    rounded once; the loss stays float32; the adapter's matrices are float32 and are cast in the product, and LoRA's s is not. NF4 weights
+    are dequantised to float32 and rounded.
     sections: those to hold, of which `block` alone may be asked; None for the whole graph.
     middle_blocks: how many blocks the proxy graph has, those of the first layers; None for all layers.
     """
