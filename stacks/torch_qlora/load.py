@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,10 @@ import torch
 
 from contract.artifacts.adapter import Adapter
 from contract.artifacts.adapter_fields import tensors_of
-from contract.artifacts.by_path import by_path, require_causal
-from contract.artifacts.convert import read_source
-from contract.artifacts.merge_plan import open_base
-from contract.artifacts.merge_plan import plan as plan_merge
-from contract.model.checkpoint import Checkpoint, locate
-from contract.run.spec import QuantSpec
+from contract.artifacts.opening import named
 from contract.worker.generation import Answer, Generation
 from contract.worker.graph import adapter as expected_adapter
-from contract.worker.plan import GraphPlan, Lora, Nf4
+from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.stack import Reply
 from stacks.torch_qlora.generate import generate
@@ -75,54 +69,10 @@ def open_model(request: Generation, device: torch.device, report: Callable[[int,
             this graph has none.
         NotSupported: an architecture, an option or a dtype that this stack lacks.
     """
-    checkpoint = locate(request.model)
-    adapter = None if request.adapter is None else _adapter(Path(request.adapter), checkpoint)
-    base, notes = _base(request, adapter)
-    plan = GraphPlan(layout=checkpoint.layout, dtype=request.dtype, lora=_lora(adapter), base=base)
-    matrices = {} if adapter is None else _every_matrix(plan, adapter)
-    return Opened(graph=Graph(plan, CountedWeights(CheckpointWeights(checkpoint), report), matrices, device), notes=notes)
-
-
-def _adapter(path: Path, checkpoint: Checkpoint) -> Adapter:
-    """An adapter of any format, or a training checkpoint's, by the graph's paths."""
-    adapter = read_source(path).adapter
-    plan_merge(adapter, open_base(checkpoint.path))  # every linear has its weight there
-    return require_causal(by_path(adapter, checkpoint.layout), str(path))
-
-
-def _base(request: Generation, adapter: Adapter | None) -> tuple[Nf4 | None, tuple[str, ...]]:
-    """How the base is held: as the request says, else as the adapter was trained."""
-    trained = None if adapter is None else adapter.quant
-    wanted = request.base or ("none" if trained is None else trained.base_quant)
-    notes = []
-    if adapter is not None and trained is None and request.base is None:
-        notes.append("the adapter does not say how its base was held in training: the base is plain; --base nf4 if it was NF4")
-    if trained is not None and wanted != trained.base_quant:
-        notes.append(f"the adapter was trained on base {trained.base_quant}: on base {wanted} it is another model")
-    if wanted == "none":
-        return None, tuple(notes)
-    usual = QuantSpec()
-    block_size = usual.block_size if trained is None or trained.block_size is None else trained.block_size
-    double_quant = usual.double_quant if trained is None or trained.double_quant is None else trained.double_quant
-    if adapter is not None and (trained is None or None in (trained.block_size, trained.double_quant)):
-        taken = f"block_size {block_size}, double_quant {str(double_quant).lower()}"
-        notes.append(f"the adapter does not say all of how an NF4 base was made: {taken} are taken")
-    return Nf4(block_size=block_size, double_quant=double_quant), tuple(notes)
-
-
-def _lora(adapter: Adapter | None) -> Lora:
-    """An adapter's LoRA; a linear of its kinds that has none gets one of zeros, see `_every_matrix`."""
-    if adapter is None:
-        return Lora(rank=1, alpha=1.0, targets=())
-    kinds = dict.fromkeys(path.rpartition(".")[2] for path in adapter.layer_order)
-    return Lora(
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        rslora=adapter.rslora,
-        targets=tuple(kinds),
-        rank_pattern=adapter.rank_pattern(),
-        alpha_pattern=dict(adapter.alpha_pattern),
-    )
+    opening = named(request)
+    matrices = {} if opening.adapter is None else _every_matrix(opening.plan, opening.adapter)
+    weights = CountedWeights(CheckpointWeights(opening.checkpoint), report)
+    return Opened(graph=Graph(opening.plan, weights, matrices, device), notes=opening.notes)
 
 
 def _every_matrix(plan: GraphPlan, adapter: Adapter) -> dict[str, np.ndarray]:
