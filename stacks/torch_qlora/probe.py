@@ -19,8 +19,6 @@ from bitsandbytes.nn import Linear4bit
 from contract.worker.operation import NESTED_BLOCK_SIZE
 from stacks.torch_qlora import nf4
 
-DTYPES = ["float32", "float64"]
-
 
 def describe(device: torch.device) -> dict[str, Any]:
     """device, name, dtypes, versions, threads, notes; and defects: id -> whether it shows (CPU only)."""
@@ -28,12 +26,18 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type.upper(),
         "name": _cpu_name() if on_cpu else torch.cuda.get_device_name(device),
-        "dtypes": DTYPES,
+        "dtypes": _dtypes(device),
         "versions": {package: version(package) for package in ("torch", "bitsandbytes")} | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
         "notes": _cpu_notes() if on_cpu else [f"CUDA {torch.version.cuda}"],
         "defects": {name: shows() for name, shows in DEFECTS.items()} if on_cpu else {},
     }
+
+
+def _dtypes(device: torch.device) -> list[str]:
+    """Those of graphs; a GPU older than bfloat16 lacks it."""
+    narrow = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return ["float32", "float64", "bfloat16"] if narrow else ["float32", "float64"]
 
 
 def _cpu_name() -> str:
