@@ -31,4 +31,4 @@ def init(
         raise ContractError(str(path), got=got, allowed="a new file", remedy=remedy)
     with replacing(path) as file:
         file.write(content.encode())
-    typer.echo(f"{path} is written; set model.hf_repo and data.train_file in it, then: finetune plan {path}")
+    typer.echo(f"{path} is written; see to model.hf_repo and data.train_file in it, then: finetune plan {path}")

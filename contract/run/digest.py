@@ -62,6 +62,12 @@ def canonical_contract(contract: FineTuneContract, *, parity: bool = False) -> s
     return canonical_json(values)
 
 
+def differing(one: FineTuneContract, other: FineTuneContract) -> list[str]:
+    """The dotted names of the fields in which two contracts differ, in order; where they have one digest, none."""
+    left, right = (json.loads(canonical_contract(contract)) for contract in (one, other))
+    return _differing(left, right, "")
+
+
 def canonical_json(value: Any) -> str:
     """RFC 8785 text of a JSON value; finite numbers and whole Unicode only, which a contract's fields are."""
     if isinstance(value, dict):
@@ -74,6 +80,14 @@ def canonical_json(value: Any) -> str:
     if isinstance(value, int) and abs(value) > EXACT:
         return f'"{value}"'
     return json.dumps(value, ensure_ascii=False)
+
+
+def _differing(left: Any, right: Any, place: str) -> list[str]:
+    if left == right:
+        return []
+    if not (isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys()):
+        return [place]
+    return [name for key in left for name in _differing(left[key], right[key], f"{place}.{key}" if place else key)]
 
 
 def _number(value: float) -> str:

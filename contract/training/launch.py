@@ -16,7 +16,7 @@ from contract.artifacts.output_folder import require_free
 from contract.artifacts.telemetry import FILE as TELEMETRY
 from contract.errors import ContractError
 from contract.reading import json_file
-from contract.run.digest import run_digest
+from contract.run.digest import differing, run_digest
 from contract.run.planner import ExecutionPlan, Refused, plan
 from contract.run.source import read_contract
 from contract.run.spec import FineTuneContract
@@ -95,7 +95,7 @@ def settle(order: Order, stacks: Mapping[str, StackInfo], options: Options) -> E
 
     Raises:
         Declined: a gate refuses it.
-        ContractError: the stack does not train yet, or is another one than that of the run that is reproduced.
+        ContractError: the stack does not answer the request `train`, or is another one than that of the run that is reproduced.
         EnvironmentUnfit: the cache folder can't be written.
     """
     planned = plan(order.contract, stacks, options)
@@ -251,7 +251,9 @@ def _require_begun(folder: Path, begun: TrainingManifest, contract: FineTuneCont
             remedy="a stack goes on from no other's checkpoint; give another folder to begin anew",
         )  # fmt: skip
     if now != then:
+        fields = ", ".join(name for name in differing(contract, begun.contract) if name != "exec.resume_from")
         raise ContractError(
-            f"{folder}: contract", got=f"the digest {now}", allowed=f"{then}, with which the run in this folder began",
+            f"{folder}: contract", got=f"other values of {fields}: the digest {now}",
+            allowed=f"{then}, with which the run in this folder began",
             remedy=f"leave CONTRACT out (finetune train --out {folder} --resume), or give another folder",
         )  # fmt: skip

@@ -35,6 +35,7 @@ from stacks.tinygrad_lora.buckets import Arrays, Buckets
 from stacks.tinygrad_lora.failures import told
 from stacks.tinygrad_lora.host import to_device
 from stacks.tinygrad_lora.models.build import build
+from stacks.tinygrad_lora.models.section import TOKENS
 from stacks.tinygrad_lora.replay import Replay, write
 from stacks.tinygrad_lora.step import FIRST, KEPT_SHARE, MAX_NORM, TOKENS_OF_STEP, Adapted, accumulate, finish, loss_sum
 from stacks.tinygrad_lora.weights import Weights
@@ -168,7 +169,7 @@ class TinygradTrainer:
         return answer
 
     def _tell(self, name: str, given: Arrays, calls: int, seconds: float) -> None:
-        sequences, tokens = next(array.shape[:2] for key, array in given.items() if key == "token_rows")
+        sequences, tokens = given[TOKENS].shape[:2]
         what = "a validation batch" if name == "loss_sum" else "a step" if name == "finish" else "a micro-batch"
         self._report(stage="compile", calls=calls, of=2, seconds=seconds, what=f"{what} of {sequences} x {tokens} tokens")
 

@@ -137,9 +137,11 @@ def test_another_stack_is_refused_by_name(straight: Path, capsys: pytest.Capture
     assert words in only_line(capsys)
 
 
-def test_another_contract_is_refused_by_both_digests(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert finetune("train", "run.json", "--set", "exec.seed=7", "--out", straight, "--resume") == 2
+def test_another_contract_is_refused_by_its_fields_and_both_digests(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("--set", "exec.seed=7", "--set", "exec.resume_from=elsewhere", "--set", "adapter.rank_pattern={q_proj: 2}")
+    assert finetune("train", "run.json", *changes, "--out", straight, "--resume") == 2
     line = only_line(capsys)
+    assert "contract: got other values of adapter.rank_pattern, exec.seed: the digest " in line
     assert read_manifest(straight / "training_manifest.json").contract_digest in line
     assert len([word for word in line.replace(",", " ").replace(";", " ").split() if len(word) == 64]) == 2
     assert finetune("train", "--set", "exec.seed=7", "--out", straight, "--resume") == 2
