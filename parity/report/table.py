@@ -100,7 +100,8 @@ def _verdict(run: Run) -> Text:
     nothing = "; nothing was asked, see: parity coverage" if all(one.status is Status.NOT_APPLICABLE for one in run.results) else ""
     style = "bold green" if run.exit_code == 0 else "bold red"
     seconds = run.timing.start + run.timing.wall
+    tiers = f"tier{'s' * (len(run.tiers) > 1)} {', '.join(run.tiers)}"
     return Text.assemble(
         ("\nPASS" if run.exit_code == 0 else "\nRED", style),
-        f"  tiers {', '.join(run.tiers)}: {told}; {seconds:.0f} s{overhead}; seed {run.seed}; exit {run.exit_code}{planted}{nothing}",
+        f"  {tiers}: {told}; {seconds:.0f} s{overhead}; seed {run.seed}; exit {run.exit_code}{planted}{nothing}",
     )

@@ -70,10 +70,11 @@ def frozen_linear(x_BTI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None
     if _on_cpu(x_BTI) or slice_size < _SMALLEST_SLICE:
         return linear(x_BTI, weight_OI, bias_O)
     slices = features // slice_size
-    x_CTI = x_BTI.reshape(1, -1, width).expand(slices, -1, -1).contiguous_backward()
-    y_CTS = matmul(x_CTI, weight_OI.reshape(slices, slice_size, width).transpose(1, 2))
+    # wide from here on: neither is a slice's gradient rounded before the sum, nor the product before the bias
+    x_CTI = wide(x_BTI).reshape(1, -1, width).expand(slices, -1, -1).contiguous_backward()
+    y_CTS = matmul(x_CTI, wide(weight_OI).reshape(slices, slice_size, width).transpose(1, 2))
     y_BTO = y_CTS.transpose(0, 1).reshape(*x_BTI.shape[:-1], features)
-    return y_BTO if bias_O is None else y_BTO + bias_O
+    return (y_BTO if bias_O is None else y_BTO + wide(bias_O)).cast(x_BTI.dtype)
 
 
 def _wide(a_MK: Tensor, b_KN: Tensor) -> Tensor:

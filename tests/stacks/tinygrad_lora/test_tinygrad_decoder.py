@@ -80,6 +80,17 @@ def test_cached_decoding_is_uncached_decoding(cpu: object, decoder: Decoder) -> 
     assert decoder.compile_seconds == compiled
 
 
+def test_a_cleared_decoder_sees_nothing_of_what_it_read(cpu: object, decoder: Decoder) -> None:
+    """A token at a late position in the first column, after which the columns hold earlier ones of another batch."""
+    found = []
+    for column in (0, 1):
+        decoded(decoder, (1,) * COLUMNS)
+        decoder.logits(IDS[:, column : column + 1], np.array([[0], [0]]))
+        decoder.clear()
+        found.append(decoder.logits(IDS[:, :1], np.array([[3], [3]])))
+    assert found[0].tobytes() == found[1].tobytes()
+
+
 def test_a_faulty_cache_is_far_outside(cpu: object, decoder: Decoder) -> None:
     """What that test can see."""
     expected = exact("mistral", "float64")

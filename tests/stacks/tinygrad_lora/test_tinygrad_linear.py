@@ -60,6 +60,23 @@ def test_a_bfloat16_product_is_rounded_once() -> None:
     assert (apart <= half_unit + 42 * 2.0**-24 * magnitude).all()
 
 
+def test_slices_round_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What devices other than the CPU take: the product and its gradient with respect to x, in three slices, and the bias."""
+    monkeypatch.setattr(linear, "_on_cpu", lambda x: False)
+    generator = np.random.default_rng(5)
+    shapes = {"x": (2, 3, 40), "weight": (48, 40), "bias": (48,), "bar": (2, 3, 48)}
+    given = {name: to_device(generator.standard_normal(shape).astype("bfloat16"), "CPU").realize() for name, shape in shapes.items()}
+    x, weight, bias, bar = (to_host(one).astype(np.float64) for one in given.values())
+    y = linear.frozen_linear(given["x"], given["weight"], given["bias"])
+    (gradient,) = y.gradient(given["x"], gradient=given["bar"])
+    sizes = {"y": np.abs(x) @ np.abs(weight).T + np.abs(bias), "gradient": np.abs(bar) @ np.abs(weight)}
+    for found, exact, size in ((y, x @ weight.T + bias, sizes["y"]), (gradient, bar @ weight, sizes["gradient"])):
+        assert found.dtype == dtypes.bfloat16
+        # as above; no sum has more than 49 terms
+        half_unit = 2.0 ** (np.frexp(exact)[1] - 9)
+        assert (np.abs(to_host(found).astype(np.float64) - exact) <= half_unit + 50 * 2.0**-24 * size).all()
+
+
 @pytest.mark.parametrize(("rows", "columns", "panels"), [(15, 2000, False), (16, 2000, True), (16, 100, False)])
 def test_few_rows_and_small_factors_take_the_plain_product(rows: int, columns: int, panels: bool) -> None:
     assert linear._panelled(Tensor.empty(rows, 30), Tensor.empty(30, columns)) is panels

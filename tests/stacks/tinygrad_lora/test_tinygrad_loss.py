@@ -10,6 +10,7 @@ from tinygrad import Tensor
 
 from contract.worker.process import RequestFailed, StackProcess
 from stacks.tinygrad_lora import loss
+from stacks.tinygrad_lora.host import rounded, to_device, to_host
 from stacks.tinygrad_lora.ops import TinygradLora
 
 SHAPES = ((1, 2), (6, 50), (9, 257))
@@ -133,3 +134,14 @@ def test_a_chunk_is_the_sum_over_its_rows(cpu: TinygradLora) -> None:
     np.testing.assert_allclose(loss.chunk_sum(*given).numpy(), [expected], rtol=2.0**-45)
     np.testing.assert_allclose(loss.chunk_bar(*given).numpy(), bar, rtol=2.0**-40, atol=2.0**-48)
     assert not loss.chunk_bar(*given).numpy()[2].any()
+
+
+def test_a_chunk_in_bfloat16_is_one_in_float32(cpu: TinygradLora) -> None:
+    """Whose logits are given in bfloat16, and whose gradient is rounded to it at the end."""
+    logits = rounded(np.random.default_rng(7).standard_normal((5, 7)) * 9, "bfloat16")
+    label, counted = np.array([0, 6, 3, 2, 2], np.int32)[:, None], np.array([1, 1, 0, 1, 1], bool)[:, None]
+    ending = (Tensor(label).realize(), Tensor(counted).realize())
+    narrow, whole = to_device(logits, "CPU").realize(), to_device(logits.astype(np.float32), "CPU").realize()
+    assert loss.chunk_sum(narrow, *ending).numpy().tobytes() == loss.chunk_sum(whole, *ending).numpy().tobytes()
+    bar, expected = loss.chunk_bar(narrow, *ending), loss.chunk_bar(whole, *ending)
+    assert to_host(bar).tobytes() == rounded(to_host(expected), "bfloat16").tobytes()

@@ -52,6 +52,11 @@ def test_a_number_on_the_border_draws_the_token_after_it(monkeypatch: pytest.Mon
     assert choose(np.zeros((1, 4)), Sampling(temperature=1.0), sequences=[0], positions=[0]) == [2]
 
 
+def test_tokens_that_reach_top_p_exactly_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "uniform", lambda **_: np.array([0.75]))
+    assert choose(np.zeros((1, 4)), Sampling(temperature=1.0, top_p=0.5), sequences=[0], positions=[0]) == [1]
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324])
 def test_as_temperature_falls_to_zero_drawing_becomes_greedy(temperature: float) -> None:
     logits = np.array([[1.0, 4.0, 3.9999, -800.0]])
