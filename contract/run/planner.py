@@ -160,6 +160,8 @@ def _notes(facts: Facts) -> list[str]:
         notes.append(f"whether {contract.exec.device} is here was not looked at: parity doctor does, and so does the run when it begins")
     if facts.proxy is not None and contract.graph == "qlora_proxy_v1" and facts.proxy.matched < facts.proxy.expected:
         notes.append(f"{facts.proxy.matched} of {facts.proxy.expected} middle keys: the LM head alone is trained")
+    if contract.data.tokenizer_mode == "vox" and facts.has_tokenizer:
+        notes.append("tokenizer vox, and the model has a tokenizer.json: its embedding knows that one's ids; take data.tokenizer_mode hf")
     if contract.exec.packing:
         notes.append("with packing the number of steps depends on the rows' lengths: the warm-up is checked when the run begins")
     if contract.artifact.deployment_target == "mobile_edge":

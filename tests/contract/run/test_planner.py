@@ -64,6 +64,16 @@ def test_a_plan_of_a_third_party_s_stack(folder: Path) -> None:
     assert found.parameters == sum(tensor.size for tensor in tiny_checkpoint.weights(vocab_size=30).values())
 
 
+def test_the_vox_table_on_a_model_with_a_tokenizer_of_its_own_is_a_note(folder: Path) -> None:
+    tiny_checkpoint.write(folder / "model", vocab_size=131)
+    vox = {**BETA, "lane": "research", "data__tokenizer_mode": "vox"}
+    told = "tokenizer vox, and the model has a tokenizer.json"
+    assert [told in note for note in planned(folder, **vox).notes].count(True) == 1
+    assert not any(told in note for note in planned(folder, **{**vox, "data__tokenizer_mode": "hf"}).notes)
+    (folder / "model" / "tokenizer.json").unlink()
+    assert not any(told in note for note in planned(folder, **vox).notes)
+
+
 @pytest.mark.parametrize(("max_steps", "steps"), [(5, 5), (6, 6), (7, 6)])
 def test_max_steps_ends_a_run_and_its_warm_up_is_held_against_that(folder: Path, max_steps: int, steps: int) -> None:
     assert planned(folder, exec__max_steps=max_steps, exec__warmup_steps=steps).steps == steps
