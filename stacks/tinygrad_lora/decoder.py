@@ -20,15 +20,13 @@ from stacks.tinygrad_lora.cache import KeyValueCache
 from stacks.tinygrad_lora.held import Held
 from stacks.tinygrad_lora.host import to_device, to_host
 from stacks.tinygrad_lora.models.section import Pass
+from stacks.tinygrad_lora.replay import COMPILING
 
 PADDING = -1
 """The position of a column that holds no token."""
 
 _UNSEEN = 2**30
 """The position of a column of the room that holds none: after every token's, so that none sees it."""
-
-CALLS = 2
-"""TinyJit runs a function when it is first called, and captures its kernels when it is called again."""
 
 _PASSING = (".base", ".lora_bax", "k_rope")
 """Taps that enter nothing but a sum or a store."""
@@ -82,7 +80,7 @@ class Decoder:
 
     def make(self, columns: int) -> None:
         """Makes and captures the kernels of passes of so many columns, on nothing but padding; forgets every token."""
-        for _ in range(CALLS):
+        for _ in range(COMPILING):
             self.clear()
             ids_BT = np.zeros((self.batch, columns), np.int64)
             self.logits(ids_BT, np.full_like(ids_BT, PADDING))

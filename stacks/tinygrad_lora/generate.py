@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 
 from contract.worker.generation import Generated, Sampling
-from stacks.tinygrad_lora.decoder import CALLS, PADDING, Cancelled, Decoder
+from stacks.tinygrad_lora.decoder import PADDING, Cancelled, Decoder
 from stacks.tinygrad_lora.held import Held
+from stacks.tinygrad_lora.replay import COMPILING
 from stacks.tinygrad_lora.sampling import choose
 
 SEQUENCES = 8
@@ -82,7 +83,7 @@ def generate(
     rows = [_Row(number=number, prompt=prompt) for number, prompt in enumerate(prompts)]
     room = _power_of_two(columns + min(max_new_tokens, _AHEAD))
     prompt_passes = -(-len(rows) // SEQUENCES) * -(-columns // CHUNK)
-    passes = min(prompt_passes, CALLS) + (CALLS if max_new_tokens > 1 else 0)
+    passes = min(prompt_passes, COMPILING) + (COMPILING if max_new_tokens > 1 else 0)
     decoder = Decoder(held, batch=min(len(rows), SEQUENCES), room=room, passes=passes, told=partial(_tell, watched))
     ends = partial(_add, most=max_new_tokens, stop=frozenset(stop))
     pick = partial(_pick, sampling=sampling, first=first_sequence)

@@ -21,6 +21,9 @@ from tinygrad.device import Buffer, LRUAllocator
 
 from stacks.tinygrad_lora.host import to_device
 
+COMPILING = 2
+"""Calls that are slow: TinyJit runs a function when it is first called, and captures its kernels when it is called again."""
+
 KEPT = 64
 """Captured functions that are kept: each holds the buffers of its inputs and outputs."""
 
@@ -68,7 +71,7 @@ class Replay:
         state: tensors beside the inputs that the function assigns to, and that outlive a call.
 
     Attributes:
-        calls: that were made; the first two compile.
+        calls: that were made; the first COMPILING of them compile.
     """
 
     def __init__(self, function: Function, device: str, *, state: Sequence[Tensor] = ()) -> None:

@@ -36,7 +36,7 @@ from stacks.tinygrad_lora.failures import told
 from stacks.tinygrad_lora.host import to_device
 from stacks.tinygrad_lora.models.build import build
 from stacks.tinygrad_lora.models.section import TOKENS
-from stacks.tinygrad_lora.replay import Replay, write
+from stacks.tinygrad_lora.replay import COMPILING, Replay, write
 from stacks.tinygrad_lora.step import FIRST, KEPT_SHARE, MAX_NORM, TOKENS_OF_STEP, Adapted, accumulate, finish, loss_sum
 from stacks.tinygrad_lora.weights import Weights
 from stacks.tinygrad_lora.widen import inside
@@ -157,7 +157,7 @@ class TinygradTrainer:
         if self._last is not None and self._last is not captured:
             self._last.release()
         self._last = captured
-        if captured.calls >= 2:
+        if captured.calls >= COMPILING:
             return captured(given)
         started = time.monotonic()
         self._tell(function.__name__, given, captured.calls, 0.0)
@@ -171,7 +171,7 @@ class TinygradTrainer:
     def _tell(self, name: str, given: Arrays, calls: int, seconds: float) -> None:
         sequences, tokens = given[TOKENS].shape[:2]
         what = "a validation batch" if name == "loss_sum" else "a step" if name == "finish" else "a micro-batch"
-        self._report(stage="compile", calls=calls, of=2, seconds=seconds, what=f"{what} of {sequences} x {tokens} tokens")
+        self._report(stage="compile", calls=calls, of=COMPILING, seconds=seconds, what=f"{what} of {sequences} x {tokens} tokens")
 
 
 def with_paths(plan: GraphPlan) -> GraphPlan:
