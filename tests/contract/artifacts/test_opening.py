@@ -9,31 +9,13 @@ from typing import Any
 import pytest
 
 from contract.artifacts import peft, training_checkpoint, v2, v3
-from contract.artifacts.adapter import Adapter, Quant
+from contract.artifacts.adapter import Quant
 from contract.artifacts.adapter_fields import tensors_of
 from contract.artifacts.opening import Named, named
 from contract.errors import ContractError
 from contract.worker.generation import Generation
-from tests.contract.artifacts.adapter_cases import GPT2, LLAMA, adapter_on, checkpoint_of, gpt2_tensors, llama_tensors, write_base
-
-LINEARS = {
-    "llama": ("layers.1.q_proj", "layers.0.down_proj", "layers.1.down_proj", "layers.0.up_proj"),
-    "gpt2": tuple(f"layers.{layer}.{name}_proj" for layer in (0, 1) for name in ("q", "k", "v", "o", "up", "down")),
-}
-
-
-def base_of(folder: Path, model: str = "llama") -> Path:
-    if model == "gpt2":
-        return write_base(folder / "base", gpt2_tensors(), GPT2)
-    return write_base(folder / "base", llama_tensors(), LLAMA)
-
-
-def adapter_of(model: str = "llama", **more: Any) -> Adapter:
-    """With exceptions that each format can say; on some linears of some layers in Llama, on parts of the fused weight in GPT-2."""
-    if model == "gpt2":
-        return adapter_on(GPT2, LINEARS["gpt2"], rank=2, alpha=4.0, embed_key="wte.weight", **more)
-    facts = {"ranks": {"layers.1.down_proj": 5}, "alphas": {"layers.1.q_proj": 2.5}, "embed_key": "model.embed_tokens.weight"}
-    return adapter_on(LLAMA, LINEARS["llama"], **(facts | more))
+from tests.contract.artifacts.adapter_cases import LLAMA, adapter_on, checkpoint_of
+from tests.contract.artifacts.filed_adapters import LINEARS, adapter_of, base_of
 
 
 def opened(model: Path, adapter: Path | None = None, **more: Any) -> Named:
