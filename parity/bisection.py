@@ -10,14 +10,14 @@ from hypothesis import Phase
 from contract.errors import MissingError, UserError
 from contract.worker import discover
 from parity import cells as matrix
-from parity import engine, session
+from parity import engine, selection, workers
 from parity.checks import graph
 from parity.checks.check import Case, Check, Plan
 from parity.checks.graph_case import GraphCase
 from parity.find import bisect
 from parity.find.fault import Fault
+from parity.options import Options, Progress
 from parity.profiles import FIXED_SEED, PROFILES
-from parity.session import Options, Progress
 
 
 def run(options: Options, question: str, progress: Progress) -> list[tuple[str, str, list[Fault]]]:
@@ -28,14 +28,14 @@ def run(options: Options, question: str, progress: Progress) -> list[tuple[str, 
         MissingError: a stack declares none of what the question needs, or the checkpoint is not here.
         HarnessError, RequestFailed: a worker failed.
     """
-    (check,) = session.select_checks((), options.checks, options.model)
+    (check,) = selection.select_checks((), options.checks, options.model)
     plans = _plans(check, question)
-    session.require_sound(options.model, (check,))
-    chosen = session.select_stacks(discover.discover(), options.stacks, options.devices or {})
-    session.require_stacks_of_mutants(options.mutants, chosen)
+    selection.require_sound(options.model, (check,))
+    chosen = selection.select_stacks(discover.discover(), options.stacks, options.devices or {})
+    selection.require_stacks_of_mutants(options.mutants, chosen)
     found = []
-    with session.started(chosen, options.mutants) as processes:
-        devices = session.devices(chosen, processes)
+    with workers.started(chosen, options.mutants) as processes:
+        devices = workers.devices(chosen, processes)
         for case, plan, device in itertools.product(_cases(check, options), plans, devices):
             name = device.info.name
             if reason := matrix.unable(check, plan, device):

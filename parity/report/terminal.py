@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from parity.session import Progress as Callbacks
+from parity.options import Progress as Callbacks
 
 _WIDTH_OF_A_FILE = 160
 

@@ -15,11 +15,11 @@ from contract.worker import discover
 from contract.worker.answers import HarnessError
 from contract.worker.discover import StackInfo
 from parity import cells as matrix
-from parity import session
+from parity import selection, session, workers
 from parity.checks import real_weights, registry
 from parity.checks.check import Check
+from parity.options import Options, Progress
 from parity.report.record import Result, Run, Status
-from parity.session import Options, Progress
 from tests.parity.numpy_stack import CAPABILITIES, configure
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
@@ -98,7 +98,7 @@ def test_a_broken_worker_is_exit_3_and_other_checks_run(go: Go, device: str) -> 
 
 
 def test_a_hanging_worker_is_exit_3(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(workers, "REQUEST_SECONDS", 1.0)
     run = go("a.matmul", devices={"two": "HANGS"})
     assert run.exit_code == 3
     assert any("took over 1 s" in result.reason for result in run.results)
@@ -221,12 +221,12 @@ def test_a_waiver_is_for_divergences_only(go: Go) -> None:
 
 def test_unknown_names_are_usage_errors(known: dict[str, StackInfo]) -> None:
     for select, message in (
-        (lambda: session.select_checks(("Z",), ()), "no tier 'Z'; allowed: A, B"),
-        (lambda: session.select_checks((), ("a.nothing",)), "no check 'a.nothing'; allowed: a.matmul, "),
-        (lambda: session.select_stacks(known, ("three",), {}), "no stack 'three'; allowed: one, two"),
-        (lambda: session.select_stacks(known, (), {"three": "CPU"}), "no stack 'three'"),
-        (lambda: session.select_stacks(known, (), {"one": "ABACUS"}), "stack one has no device 'ABACUS'; allowed: CPU, "),
-        (lambda: session.select_stacks(known, ("one",), {"two": "CPU"}), "--device names two, which --stacks leaves out"),
+        (lambda: selection.select_checks(("Z",), ()), "no tier 'Z'; allowed: A, B"),
+        (lambda: selection.select_checks((), ("a.nothing",)), "no check 'a.nothing'; allowed: a.matmul, "),
+        (lambda: selection.select_stacks(known, ("three",), {}), "no stack 'three'; allowed: one, two"),
+        (lambda: selection.select_stacks(known, (), {"three": "CPU"}), "no stack 'three'"),
+        (lambda: selection.select_stacks(known, (), {"one": "ABACUS"}), "stack one has no device 'ABACUS'; allowed: CPU, "),
+        (lambda: selection.select_stacks(known, ("one",), {"two": "CPU"}), "--device names two, which --stacks leaves out"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             select()
@@ -236,8 +236,8 @@ def test_unknown_names_are_usage_errors(known: dict[str, StackInfo]) -> None:
 def test_a_known_stack_that_is_not_installed_is_missing(known: dict[str, StackInfo]) -> None:
     absent = dataclasses.replace(known["one"], capabilities=CAPABILITIES.model_copy(update={"packages": ("frobnicate",)}))
     with pytest.raises(MissingError, match=r"stack one needs frobnicate, not installed here; run: pip install 'twostack\[dev\]'"):
-        session.select_stacks({**known, "one": absent}, (), {})
-    assert set(session.select_stacks({**known, "one": absent}, ("two",), {})) == {"two"}
+        selection.select_stacks({**known, "one": absent}, (), {})
+    assert set(selection.select_stacks({**known, "one": absent}, ("two",), {})) == {"two"}
 
 
 @pytest.mark.parametrize(("device", "error"), [("ABSENT", MissingError), ("UNFIT", EnvironmentUnfit)])

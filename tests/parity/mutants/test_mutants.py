@@ -20,9 +20,10 @@ from parity.checks import registry
 from parity.checks.check import Case
 from parity.judge import perturb
 from parity.mutants import catalogue
+from parity.options import Options, Progress
 from parity.reference.graph import Batch
 from parity.report.record import Result, Run, Status
-from parity.session import Options, Progress, run
+from parity.session import run
 
 T = TypeVar("T")
 GRAPHS = [name for name, mutant in catalogue.read_all().items() if mutant.located]

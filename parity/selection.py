@@ -1,0 +1,91 @@
+"""Which checks and stacks a run has, and what is refused before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from contract.errors import MissingError, UserError
+from contract.model import checkpoint
+from contract.worker.discover import StackInfo
+from parity.checks import graph, registry
+from parity.checks.check import Check
+from parity.mutants import catalogue
+
+
+def select_checks(tiers: Sequence[str], ids: Sequence[str], model: str = graph.MODEL) -> tuple[Check, ...]:
+    """The checks of some tiers and ids.
+
+    Raises:
+        UserError: an unknown tier or check.
+    """
+    every = registry.checks(model)
+    for tier in tiers:
+        if tier not in registry.TIERS:
+            raise UserError(f"there is no tier {tier!r}; allowed: {', '.join(registry.TIERS)}")
+    known = [check.id for check in every]
+    for check_id in ids:
+        if check_id not in known:
+            raise UserError(f"there is no check {check_id!r}; allowed: {', '.join(known)}")
+    for check in every:
+        if check.id in ids and tiers and check.tier not in tiers:
+            raise UserError(f"check {check.id} is of tier {check.tier}; --tier names {', '.join(tiers)}")
+    return tuple(check for check in every if (not tiers or check.tier in tiers) and (not ids or check.id in ids))
+
+
+def select_stacks(known: Mapping[str, StackInfo], names: Sequence[str], devices: Mapping[str, str]) -> dict[str, tuple[StackInfo, str]]:
+    """Stack -> what it is, and the device to run it on.
+
+    Raises:
+        UserError: an unknown stack or device.
+        MissingError: a stack that is known and not installed.
+    """
+    for name in (*names, *devices):
+        if name not in known:
+            raise UserError(f"there is no stack {name!r}; allowed: {', '.join(known) or 'none is installed'}")
+    chosen = {}
+    for name in names or known:
+        info = known[name]
+        device = devices.get(name, info.capabilities.devices[0])
+        if device not in info.capabilities.devices:
+            raise UserError(f"stack {name} has no device {device!r}; allowed: {', '.join(info.capabilities.devices)}")
+        chosen[name] = (info, device)
+    for name in devices:
+        if name not in chosen:
+            raise UserError(f"--device names {name}, which --stacks leaves out; add it there or drop it here")
+    for info, _ in chosen.values():
+        info.require_installed()
+    return chosen
+
+
+def require_sound(model: str, checks: Sequence[Check]) -> None:
+    """Refuses a checkpoint that tier C could not mean, before anything is started; one that is not here is the check's to say.
+
+    Raises:
+        UserError: a folder that is no sound checkpoint, an architecture or a config field that is not honoured, NaN in a weight.
+    """
+    if not needs_model(checks):
+        return
+    try:
+        checkpoint.require_finite(checkpoint.locate(model))
+    except MissingError:
+        if model != graph.MODEL:
+            raise
+
+
+def needs_model(checks: Sequence[Check]) -> bool:
+    """Whether one of the checks is of a real checkpoint."""
+    return any(check.id in graph.OF_A_MODEL for check in checks)
+
+
+def require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]) -> None:
+    """A mutant whose stack does not run would plant nothing, and the run would look as if it had survived.
+
+    Raises:
+        UserError: such a mutant, one that there is none of, or one that is named twice.
+    """
+    if len(set(names)) < len(names):
+        raise UserError(f"--mutant names {', '.join(names)}: each can be planted once; leave the second one out")
+    for name in names:
+        stack = catalogue.read(name).stack
+        if stack not in chosen:
+            raise UserError(f"mutant {name} is of the stack {stack}, which this run leaves out; add it to --stacks, or drop the mutant")

@@ -1,0 +1,87 @@
+"""The processes of a run's stacks, and what each says of its device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from contract.errors import EnvironmentUnfit, MissingError
+from contract.worker.answers import HarnessError, RequestFailed
+from contract.worker.discover import StackInfo
+from contract.worker.process import StackProcess
+from parity.cells import Device
+from parity.mutants import catalogue
+
+REQUEST_SECONDS = 120.0
+
+
+@contextmanager
+def started(chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = ()) -> Iterator[dict[str, StackProcess]]:
+    """The chosen stacks, each in a process of its own, up and ready; ended when the block ends.
+
+    Raises:
+        EnvironmentUnfit: a stack says that this machine can't run it.
+        MissingError: a stack's device is not here.
+        HarnessError: a worker did not come up.
+    """
+    planted = [catalogue.read(name) for name in mutants]
+    processes = {
+        name: StackProcess(
+            name, info.command, device, request_seconds=REQUEST_SECONDS,
+            mutations=[mutant.mutation for mutant in planted if mutant.stack == name],
+        )
+        for name, (info, device) in chosen.items()
+    }  # fmt: skip
+    pool = ThreadPoolExecutor(max_workers=max(1, len(processes)))
+    try:
+        for starting in [pool.submit(_start, process) for process in processes.values()]:
+            starting.result()
+        yield processes
+    except BaseException:
+        for process in processes.values():
+            process.kill()  # one that is still starting would keep the others, and the user, waiting
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for process in processes.values():
+            process.close()
+
+
+def _start(process: StackProcess) -> None:
+    try:
+        process.start()
+    except RequestFailed as error:
+        if error.error_class == "EnvironmentUnfit":
+            raise EnvironmentUnfit(f"{process.name}: {error.message}") from None
+        if error.error_class in ("NotSupported", "MissingError"):
+            raise MissingError(f"{process.name} on {process.device}: {error.message}") from None
+        raise HarnessError(f"{process.name} could not make its stack: {error.error_class}: {error.message}") from None
+
+
+def devices(chosen: Mapping[str, tuple[StackInfo, str]], processes: Mapping[str, StackProcess]) -> list[Device]:
+    """A default device has every dtype that its stack declares; any other is asked what it has."""
+    found = []
+    for name, (info, device) in chosen.items():
+        dtypes = declared_dtypes(info)
+        if device != info.capabilities.devices[0]:
+            dtypes &= _probed_dtypes(processes[name])
+        found.append(Device(info=info, name=device, dtypes=dtypes))
+    return found
+
+
+def _probed_dtypes(process: StackProcess) -> frozenset[str]:
+    try:
+        dtypes = process.request("probe").values.get("dtypes")
+    except RequestFailed as error:
+        raise HarnessError(f"{process.name} on {process.device} does not say what it can do: {error.message}") from None
+    if not isinstance(dtypes, list):
+        raise HarnessError(f"{process.name} on {process.device} answered probe without a list of dtypes; see docs/protocol.md")
+    return frozenset(map(str, dtypes))
+
+
+def declared_dtypes(info: StackInfo) -> frozenset[str]:
+    """Every dtype in which a stack says that it computes something."""
+    graphs = info.capabilities.graphs
+    of_graphs = () if graphs is None else (*graphs.architectures.values(), graphs.proxy)
+    return frozenset(dtype for dtypes in (*info.capabilities.operations.values(), *of_graphs) for dtype in dtypes)
