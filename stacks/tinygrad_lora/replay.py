@@ -11,13 +11,14 @@ the kernels that the second run captured. What it asks for:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from tinygrad import Device, Tensor, TinyJit
 from tinygrad.device import Buffer, LRUAllocator
+from tinygrad.uop.ops import UOp, buffers
 
 from stacks.tinygrad_lora.host import to_device
 
@@ -101,10 +102,20 @@ class Replay:
         if captured is not None:
             # tinygrad would take all that is written for such; and it asks for this set again only to tell inputs that are written
             captured._written_uops.difference_update(tensor.uop.base for tensor in self._state)
+            for view in _views(captured.linear):
+                view.deallocate()  # tinygrad would leave it where it lies, in memory that is another's by the next call
             captured.free_intermediates()
         allocator = Device[self._device].allocator
         if isinstance(allocator, LRUAllocator):
             allocator.free_cache()
+
+
+def _views(linear: UOp) -> Iterator[Buffer]:
+    """The parts of larger buffers that a captured function's kernels work on, where they have a place in memory."""
+    for uop in linear.toposort():
+        buffer = buffers.get(uop)
+        if isinstance(buffer, Buffer) and buffer.base is not buffer and buffer.is_initialized():
+            yield buffer
 
 
 def write(tensor: Tensor, array: np.ndarray) -> None:

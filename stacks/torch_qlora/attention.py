@@ -31,7 +31,12 @@ def grouped(a_BHTX: torch.Tensor, b_BKXY: torch.Tensor) -> torch.Tensor:
 
 
 def softmax(x: torch.Tensor) -> torch.Tensor:
-    """exp(x) / sum(exp(x)) over the last dimension, in x's dtype (inside of it bfloat16 is float32); an entry of -inf gets 0."""
+    """exp(x) / sum(exp(x)) over the last dimension, in x's dtype; an entry of -inf gets 0.
+
+    bfloat16 is float32 inside, backward too: CUDA's backward pass of a softmax in bfloat16 rounds gradient times result before it sums.
+    """
+    if x.dtype == torch.bfloat16:
+        return torch.softmax(x, dim=-1, dtype=torch.float32).bfloat16()
     return torch.softmax(x, dim=-1)
 
 

@@ -14,7 +14,7 @@ from contract.worker.process import StackProcess
 from stacks.tinygrad_lora import compiler
 from stacks.tinygrad_lora.entries import ENTRIES
 from stacks.tinygrad_lora.ops import TinygradLora
-from stacks.tinygrad_lora.replay import LARGEST, Replay, Replays, write
+from stacks.tinygrad_lora.replay import LARGEST, Replay, Replays, _views, write
 
 _FLOAT = np.float32
 _LAYOUT = {"block_size": 32, "out_features": 5, "in_features": 39}
@@ -117,3 +117,30 @@ def test_a_release_keeps_the_state(cpu: TinygradLora) -> None:
         np.testing.assert_array_equal(state.numpy(), expected)
     write(state, np.ones(6, np.float32))
     np.testing.assert_array_equal(replay({"x": np.ones(6, np.float32)})["total"], np.full(6, 5, np.float32))
+
+
+def test_after_a_release_kernels_work_where_their_memory_lies(cpu: TinygradLora) -> None:
+    """tinygrad frees the memory that a captured function's parts lie in, and would leave them with the address that it had."""
+
+    def chained(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        first = (tensors["x"] + 1).contiguous()
+        second = (first.sum() + first * 2).contiguous()
+        return {"y": (second.max() + second).contiguous()}
+
+    replay, given = Replay(chained, "CPU"), {"x": np.arange(4096, dtype=np.float32)}
+    for _ in range(3):
+        expected = replay(given)["y"]
+    assert all(got == wanted for got, wanted in _places(replay))
+    replay.release()
+    taken = [Tensor(np.zeros(size, np.int8)).realize() for size in range(16384, 66560, 256)]  # whatever the size, one takes the memory
+    np.testing.assert_array_equal(replay(given)["y"], expected)
+    assert len(_places(replay)) == 2
+    assert all(got == wanted for got, wanted in _places(replay))
+    assert not any(tensor.numpy().any() for tensor in taken)
+
+
+def _places(replay: Replay) -> list[tuple[int, int]]:
+    """Where each part lies, and where it should: the address of the whole, and its offset."""
+    captured = replay._function.captured
+    assert captured is not None
+    return [(view._buf.va_addr, view.base._buf.va_addr + view.offset) for view in _views(captured.linear)]
