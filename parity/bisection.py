@@ -10,7 +10,7 @@ from hypothesis import Phase
 from contract.errors import MissingError, UserError
 from contract.worker import discover
 from parity import cells as matrix
-from parity import engine, selection, workers
+from parity import drawing, selection, workers
 from parity.checks import graph
 from parity.checks.check import Case, Check, Plan
 from parity.checks.graph_case import GraphCase
@@ -69,5 +69,5 @@ def _drawn(check: Check, options: Options) -> Iterator[Case]:
     """The cases that `parity run` draws with the same profile and seed."""
     drawn: list[Case] = []
     seed = FIXED_SEED if options.seed is None else options.seed
-    engine.draw(check, drawn.append, PROFILES[options.profile].drawn(check), seed, (Phase.generate,))
+    drawing.draw(check, drawn.append, PROFILES[options.profile].drawn(check), seed, (Phase.generate,))
     return iter(drawn)

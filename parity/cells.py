@@ -19,6 +19,10 @@ from contract.worker.operations import OPERATIONS
 from parity.checks.check import Check, GraphNeeds, Plan, Question
 
 COVERAGE_FILE = Path(__file__).with_name("coverage.json")
+NO_DTYPE = "-"
+"""The dtype of a question that a check does not ask at all."""
+RUN, NIGHTLY = "run", "nightly"
+"""What coverage.json says of a cell that every profile asks, and of one that the longest alone does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,11 @@ class Device:
     def is_default(self) -> bool:
         """Whether this is the device that the stack runs on unless told otherwise."""
         return self.name == self.info.capabilities.devices[0]
+
+    @property
+    def is_witness(self) -> bool:
+        """Whether it is no lane, but a third opinion, which few checks ask for."""
+        return self.info.capabilities.lane == "witness"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +69,8 @@ def matrix(checks: Iterable[Check], devices: Sequence[Device]) -> list[Cell]:
 
 
 def coverage(cells: Iterable[Cell]) -> dict[str, str]:
-    """Cell -> "run", or why it is not applicable."""
-    return {cell.key: cell.reason or "run" for cell in cells}
+    """Cell -> RUN or NIGHTLY, or why it is not applicable."""
+    return {cell.key: cell.reason or (NIGHTLY if cell.check.nightly else RUN) for cell in cells}
 
 
 def read_coverage() -> dict[str, str]:
@@ -84,7 +93,9 @@ def lost(recorded: Mapping[str, str], cells: Iterable[Cell], devices: Sequence[D
     present = {cell.key for cell in cells if cell.plan is not None}
     here = {f"{device.info.name} on {device.name}" for device in devices}
     return [
-        key for key, state in recorded.items() if state == "run" and key not in present and set(key.split(" | ")[3].split(" + ")) <= here
+        key
+        for key, state in recorded.items()
+        if state in (RUN, NIGHTLY) and key not in present and set(key.split(" | ")[3].split(" + ")) <= here
     ]
 
 
@@ -94,9 +105,15 @@ def _groups(question: Question, devices: Sequence[Device]) -> list[tuple[Device,
     return [(device,) for device in devices]
 
 
-def _asked(check: Check, devices: Sequence[Device]) -> list[Cell]:
+def takes_part(plan: Plan, device: Device) -> bool:
+    """Whether a stack is one of those that a plan is for, able or not."""
+    return (plan.stacks is None or device.info.name in plan.stacks) and (plan.witness or not device.is_witness)
+
+
+def _asked(check: Check, every: Sequence[Device]) -> list[Cell]:
     cells = []
     for plan in check.plans:
+        devices = [device for device in every if takes_part(plan, device)]
         if plan.question is Question.SAME_FUNCTION and len(devices) == 1:
             alone = devices[0]
             cells.append(
@@ -106,6 +123,8 @@ def _asked(check: Check, devices: Sequence[Device]) -> list[Cell]:
                 )
             )  # fmt: skip
         for group in _groups(plan.question, devices):
+            if plan.witness and len(group) > 1 and not any(device.is_witness for device in group):
+                continue  # another plan of the check compares stacks
             reasons = [reason for device in group if (reason := unable(check, plan, device))]
             cells.append(
                 Cell(
@@ -116,10 +135,11 @@ def _asked(check: Check, devices: Sequence[Device]) -> list[Cell]:
     return cells
 
 
-def _explained(check: Check, devices: Sequence[Device]) -> list[Cell]:
+def _explained(check: Check, every: Sequence[Device]) -> list[Cell]:
+    devices = [device for device in every if not device.is_witness]
     return [
         Cell(
-            check=check, question=question, dtype="-", stacks=tuple(device.info.name for device in group),
+            check=check, question=question, dtype=NO_DTYPE, stacks=tuple(device.info.name for device in group),
             devices=tuple(device.name for device in group), reason=reason,
         )
         for question, reason in check.not_applicable.items()
@@ -129,6 +149,8 @@ def _explained(check: Check, devices: Sequence[Device]) -> list[Cell]:
 
 def unable(check: Check, plan: Plan, device: Device) -> str:
     """Why a stack on a device can't be asked a plan's question; empty where it can."""
+    if plan.unasked:
+        return plan.unasked
     if plan.dtype not in device.dtypes:
         return f"{device.name} of {device.info.name} has no {plan.dtype}"
     if plan.graph is not None and (reason := _unable_to_open(plan.graph, plan.dtype, device.info)):
@@ -143,6 +165,8 @@ def unable(check: Check, plan: Plan, device: Device) -> str:
 
 def _unable_to_open(needs: GraphNeeds, dtype: str, info: StackInfo) -> str:
     graphs = info.capabilities.graphs
+    if needs.score:
+        return _unable_to_score(needs, dtype, info)
     for model_type in needs.model_types:
         if graphs is None or dtype not in graphs.architectures.get(model_type, ()):
             return f"{info.name} declares no {model_type} graph in {dtype}"
@@ -150,19 +174,31 @@ def _unable_to_open(needs: GraphNeeds, dtype: str, info: StackInfo) -> str:
         return f"{info.name} declares no graph qlora_proxy_v1 in {dtype}"
     lacking = [
         *([] if graphs.nf4 or not needs.nf4 else ["graph with an NF4 base"]),
-        *([] if needs.path is None or needs.path in graphs.paths else [f"path {needs.path}"]),
+        *(f"path {path}" for path in needs.paths if path not in graphs.paths),
         *(f"layout option {option}" for option in needs.layout_options if option not in graphs.layout_options),
         *([] if graphs.packing or not needs.packing else ["packing"]),
         *([] if graphs.patterns or not needs.patterns else ["patterns of rank and alpha"]),
-        *(
-            [f"training session of {', '.join(needs.model_types)} in {dtype}"]
-            if needs.session and not _has_session(needs, dtype, info)
-            else []
-        ),
+        *(_lacking_of_sessions(needs, dtype, info) if needs.session else []),
+        *(f"request {name}" for name in needs.requests if name not in info.capabilities.requests),
     ]
     return f"{info.name} declares no {', no '.join(lacking)}" if lacking else ""
 
 
-def _has_session(needs: GraphNeeds, dtype: str, info: StackInfo) -> bool:
+def _unable_to_score(needs: GraphNeeds, dtype: str, info: StackInfo) -> str:
+    graphs, scores = info.capabilities.graphs, info.capabilities.scores
+    lacking = [f"scores of a {model_type} in {dtype}" for model_type in needs.model_types if dtype not in scores.get(model_type, ())]
+    if graphs is not None:  # a witness has none
+        lacking += [f"layout option {option}" for option in needs.layout_options if option not in graphs.layout_options]
+    if needs.nf4 and (graphs is None or not graphs.nf4):
+        lacking.append("graph with an NF4 base")
+    return f"{info.name} declares no {', no '.join(lacking)}" if lacking else ""
+
+
+def _lacking_of_sessions(needs: GraphNeeds, dtype: str, info: StackInfo) -> list[str]:
     training = info.capabilities.training
-    return training is not None and dtype in training.sessions and set(needs.model_types) <= set(training.graphs.get("full_causal", ()))
+    graphs = {} if training is None else training.graphs
+    types = graphs.get("qlora_proxy_v1" if needs.proxy else "full_causal", ())
+    if training is None or dtype not in training.sessions or not set(needs.model_types) <= set(types):
+        return [f"training session of {', '.join(needs.model_types)} in {dtype}"]
+    there = {"dropout": training.dropout, "packing": training.packing, "patterns": training.patterns}
+    return [f"{name} in training" for name, has in there.items() if getattr(needs, name) and not has]

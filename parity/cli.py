@@ -9,15 +9,25 @@ from types import FrameType
 
 import typer
 
-from contract.errors import EnvironmentUnfit, MissingError, UserError
+from contract.errors import EnvironmentUnfit, Interrupted, MissingError, UserError
 from parity.commands.bisect import bisect
+from parity.commands.capture import capture
+from parity.commands.compare import compare
+from parity.commands.compare_env import compare_env
 from parity.commands.coverage import coverage
 from parity.commands.doctor import doctor
+from parity.commands.explain import explain
+from parity.commands.replay import replay
 from parity.commands.run import run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Do two stacks compute the same thing?")
 app.command()(run)
 app.command()(bisect)
+app.command()(replay)
+app.command()(explain)
+app.command()(capture)
+app.command()(compare)
+app.command("compare-env")(compare_env)
 app.command()(doctor)
 app.command()(coverage)
 
@@ -32,6 +42,8 @@ def main() -> None:
         signal.signal(number, _leave)
     try:
         app()
+    except Interrupted as error:
+        _fail(str(error), INTERRUPTED)
     except MissingError as error:
         _fail(str(error), MISSING)
     except EnvironmentUnfit as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from contract.errors import UserError
+from contract.errors import MissingError, UserError
 from contract.model import zoo
 from contract.worker import discover
 from contract.worker.answers import HarnessError, RequestFailed
@@ -94,22 +94,29 @@ def read_defects() -> dict[str, Defect]:
 def examine() -> Examination:
     """Starts every installed stack on every device that it declares, and asks it what it finds."""
     stacks = discover.discover()
-    pairs = [(info, device) for info in stacks.values() if not info.missing_packages() for device in info.capabilities.devices]
+    absent = {name: _not_installed(info) for name, info in stacks.items()}
+    pairs = [(info, device) for name, info in stacks.items() if not absent[name] for device in info.capabilities.devices]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         devices = tuple(pool.map(lambda pair: _try_device(*pair), pairs))
     model, model_missing = _model()
     cache, cache_unfit = _cache()
-    missing = [
-        f"{name}: {', '.join(absent)} not installed; run: pip install 'twostack[{info.capabilities.extra}]'"
-        for name, info in stacks.items()
-        if (absent := info.missing_packages())
-    ]
+    missing = [f"{name}: {problem}" for name, problem in absent.items() if problem]
+    here = [one for one in devices if stacks[one.stack].python is None]
     unfit = [f"{one.stack} on {one.device}: {one.problem}" for one in devices if one.is_default and not one.works]
     return Examination(
         machine=f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        stacks=stacks, devices=devices, defects=tuple(_defects(devices)), model=model, cache=cache,
+        stacks=stacks, devices=devices, defects=tuple(_defects(here)), model=model, cache=cache,
         unfit=(*unfit, *cache_unfit), missing=(*missing, *model_missing),
     )  # fmt: skip
+
+
+def _not_installed(info: StackInfo) -> str:
+    """Why a stack is not installed, and what to do; empty where it is."""
+    try:
+        info.require_installed()
+    except MissingError as error:
+        return str(error)
+    return ""
 
 
 def show(found: Examination, console: Console) -> int:
@@ -145,7 +152,7 @@ def _try_device(info: StackInfo, device: str) -> DeviceReport:
     return DeviceReport(stack=info.name, device=device, works=right, is_default=default, probe=probe, problem=problem)
 
 
-def _defects(devices: tuple[DeviceReport, ...]) -> Iterator[DefectReport]:
+def _defects(devices: Sequence[DeviceReport]) -> Iterator[DefectReport]:
     shown: dict[str, bool] = {}
     for report in devices:
         for name, shows in report.probe.get("defects", {}).items():
@@ -177,8 +184,11 @@ def _cache() -> tuple[str, list[str]]:
 def _stack_table(found: Examination) -> Table:
     table = Table("stack", "lane", "packages", title="installed", title_justify="left", box=None, pad_edge=False)
     for name, info in found.stacks.items():
-        packages = ", ".join(f"{package} {discover.version(package) or 'not installed'}" for package in info.capabilities.packages)
-        table.add_row(name, info.capabilities.lane, packages)
+        try:
+            packages = ", ".join(f"{package} {version}" for package, version in info.told_versions().items())
+        except MissingError:
+            packages = "its environment is not there"
+        table.add_row(name, info.capabilities.lane, packages if info.python is None else f"{packages} ({info.python})")
     return table
 
 

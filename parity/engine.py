@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import hypothesis
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.configuration import set_hypothesis_home_dir
+from hypothesis import Phase
 
-from contract.errors import UserError
 from contract.worker.answers import HarnessError, RequestFailed
 from contract.worker.capabilities import Capabilities
-from contract.worker.files import cache_folder
 from contract.worker.process import StackProcess
+from parity import ahead
+from parity import sources as answering
+from parity.busy import Meter
 from parity.cells import Cell
 from parity.checks.check import Answered, Arrays, Ask, Awaited, Case, Check
-from parity.find import reproducer
-from parity.find.fault import Fault
+from parity.drawing import draw, explore
+from parity.find import locating, reproducer
+from parity.find.locating import Located
+from parity.find.preserve import Keeper
 from parity.judge import confidence
 from parity.profiles import Profile
 from parity.report.record import Result
+from parity.sources import SHRINKING, Example, NotRecorded, Source
 from parity.tally import Tally
-
-set_hypothesis_home_dir(cache_folder() / "hypothesis")  # not into the folder that the user happens to be in
 
 SHRINK_SECONDS = 20.0
 SHRINK_EXAMPLES = 200
@@ -47,27 +47,38 @@ class Divergence(AssertionError):
 
 @dataclass
 class _Asked:
-    """One example on its way: which cells it serves, and the requests that each stack was sent."""
+    """One example on its way: which cells it serves, and the requests that each stack was sent.
 
-    case: Case
+    missing: why a source has no answer
+    """
+
+    example: Example
     drawn: bool
     cells: list[Cell]
     pending: dict[tuple[str, Key], tuple[Ask, Awaited]]
     stack_errors: dict[str, str]
     request_errors: dict[tuple[str, Key], str]
+    missing: dict[tuple[str, Key], str]
+
+    @property
+    def case(self) -> Case:
+        """Its input."""
+        return self.example.case
 
 
 class Engine:
     """Asks a set of running stacks.
 
     Args:
-        processes: the stacks by name.
+        processes: the stacks by name; a failure of one that is not here is neither shrunk nor bisected.
         capabilities: what each declares.
+        sources: what answers in the stacks' place, by name; unless given, they do.
         profile: how many examples are drawn.
         rerun: the flags of `parity run` that draw the same inputs again, for snippets.
         statistical: how many statistical comparisons the whole run plans; the confidence is divided over them.
         on_example: called after each example, for a progress bar.
         doing: called with what is done now, where that takes long.
+        reproducers: writes a file of each failing cell; None: there are none.
         deadline: monotonic time after which nothing new is asked; None for none.
     """
 
@@ -81,40 +92,58 @@ class Engine:
         rerun: str,
         statistical: int,
         mutants: Sequence[str] = (),
+        sources: Mapping[str, Source] | None = None,
+        reproducers: Keeper | None = None,
         deadline: float | None = None,
         on_example: Callable[[], None] = lambda: None,
         doing: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._processes, self._capabilities = processes, capabilities
+        self._live = answering.live(processes)
+        self._sources = self._live if sources is None else sources
         self._profile, self._seed, self._rerun, self._mutants = profile, seed, rerun, tuple(mutants)
         self._false_alarm = confidence.per_comparison(max(1, statistical))
-        self._deadline, self._on_example, self._doing = deadline, on_example, doing
-        self._harness_errors: dict[str, int] = dict.fromkeys(processes, 0)
-        self.busy: dict[str, list[tuple[int, int]]] = {name: [] for name in processes}
+        self._reproducers, self._deadline, self._on_example, self._doing = reproducers, deadline, on_example, doing
+        self._harness_errors: dict[str, int] = dict.fromkeys(self._sources, 0)
+        known = {name: process.busy for name, process in processes.items() if isinstance(process, StackProcess)}
+        self.meter = Meter(busy={name: known.get(name, []) for name in self._sources})
 
     def run(self, check: Check, cells: Sequence[Cell]) -> list[Result]:
         """Explores one check for the cells that ask it; one result a cell."""
-        started = time.monotonic()
+        if not self._profile.asks(check):
+            return [Tally(cell).left() for cell in cells]
         tallies = {cell.key: Tally(cell) for cell in cells}
-        missing = self._explore(check, tallies)
-        located: dict[Key, Sequence[Fault]] = {}
-        for tally in tallies.values():
-            if tally.failure is not None:
-                self._pin_down(check, tally, located)
-        share = (time.monotonic() - started) / max(1, len(cells))
+        with self.meter.check(check.id):
+            missing = self._asked(check, tallies)
+        share = self.meter.checks[check.id].wall / max(1, len(cells))
         return [self._result(tally, missing, share) for tally in tallies.values()]
+
+    def _asked(self, check: Check, tallies: dict[str, Tally]) -> str:
+        """Explores, and pins down what fails; returns why not all were covered, if so."""
+        missing = self._explore(check, tallies)
+        located: Located = {}
+        for tally in tallies.values():
+            if tally.failure is not None and self._runs(tally.cell):
+                self._pin_down(check, tally, located)
+                if self._reproducers is not None:
+                    self._doing(f"{check.id}: writing the failure into a file")
+                    self._reproducers.keep(tally, self._processes, self._capabilities, self._false_alarm)
+        return missing
 
     def _explore(self, check: Check, tallies: dict[str, Tally]) -> str:
         """All fixed cases, then the drawn ones; returns why not all were covered, if so."""
         waiting: list[_Asked] = []
 
-        def example(case: Case, *, drawn: bool = True) -> None:
+        def show(number: int, case: Case, drawn: bool) -> None:
             if self._out_of_time():
                 return
             cells = [tally.cell for tally in tallies.values() if not tally.error]
             tell(case, "asking the stacks")
-            waiting.append(self._ask(case, cells, drawn=drawn))
-            if len(waiting) > 1:
+            made_ahead = ahead.begin(case, cells, self._capabilities, self.meter)
+            waiting.append(self._ask(Example(check_id=check.id, number=number, case=case), check, cells, self._sources, drawn=drawn))
+            if made_ahead is not None:
+                made_ahead()  # and judged at once: references of two large cases are too much memory
+            if len(waiting) > 1 or made_ahead is not None:
                 judge()
             self._on_example()
 
@@ -122,43 +151,24 @@ class Engine:
             asked = waiting.pop(0)
             tell(asked.case, "perturbing the reference")
             self._judge(asked, tallies)
+            for source in self._sources.values():
+                source.done(asked.example)
 
         def tell(case: Case, what: str) -> None:
             if check.locate is not None:  # a graph takes seconds to a minute
                 self._doing(f"{check.id}: {case.name}: {what}")
 
-        missing = ""
-        try:
-            for case in islice(check.fixed_cases(), self._profile.fixed(check)) if check.fixed_cases else ():
-                example(case, drawn=False)
-        except UserError as error:
-            missing = str(error)
-        draw(check, example, self._profile.drawn(check), self._seed, (Phase.generate,))
+        missing = explore(check, self._profile, self._seed, show)
         while waiting:
             judge()
         return "the time budget was spent before all examples were asked" if self._out_of_time() else missing
 
-    def _pin_down(self, check: Check, tally: Tally, located: dict[Key, Sequence[Fault]]) -> None:
-        """Names the operations at fault where the check can, else finds the smallest input that fails.
-
-        Args:
-            located: what was found for other cells of this check; the same graph of the same case is not looked at twice.
-        """
+    def _pin_down(self, check: Check, tally: Tally, located: Located) -> None:
+        """Names the operations at fault where the check can, else finds the smallest input that fails."""
         if check.locate is None:
             self._shrink(check, tally)
-            return
-        assert tally.failure is not None
-        case, plan = tally.failure[1], tally.cell.plan
-        assert plan is not None
-        for stack, device in zip(tally.cell.stacks, tally.cell.devices, strict=True):
-            key = stack, *plan.requests(case)[0].key()
-            try:
-                if key not in located:
-                    declared = self._capabilities[stack].elementary_on(device)
-                    located[key] = check.locate(case, plan, self._processes[stack], declared, self._doing)
-                tally.faults += located[key]
-            except (HarnessError, RequestFailed, ValueError) as error:
-                tally.error = f"bisect: {error}"
+        else:
+            locating.locate(check, tally, self._processes, self._capabilities, located, self._doing)
 
     def _shrink(self, check: Check, tally: Tally) -> None:
         """Replaces a tally's failure by the smallest one that hypothesis finds, and that by its failing part."""
@@ -178,31 +188,36 @@ class Engine:
     def _still_fails(self, case: Case, tally: Tally) -> bool:
         """Asks one cell alone; a failure that is no larger takes the tally's place."""
         alone = Tally(tally.cell)
-        self._judge(self._ask(case, [tally.cell], drawn=True), {tally.cell.key: alone})
+        example = Example(check_id=tally.cell.check.id, number=SHRINKING, case=case)
+        self._judge(self._ask(example, tally.cell.check, [tally.cell], self._live, drawn=True), {tally.cell.key: alone})
         if alone.failure is None:
+            tally.passed += alone.passed
             return False
         if tally.failure is None or _size(case) <= _size(tally.failure[1]):
             tally.failure = alone.failure
         return True
 
-    def _ask(self, case: Case, cells: list[Cell], *, drawn: bool) -> _Asked:
-        asked = _Asked(case, drawn, cells, {}, {}, {})
+    def _ask(self, example: Example, check: Check, cells: list[Cell], sources: Mapping[str, Source], *, drawn: bool) -> _Asked:
+        asked = _Asked(example, drawn, cells, {}, {}, {}, {})
+        numbers = answering.ordinals(check, example.case)
         for cell in cells:
             assert cell.plan is not None
-            for request in cell.plan.requests(case):
+            for request in cell.plan.requests(example.case):
                 for stack in cell.stacks:
                     if (stack, request.key()) not in asked.pending and stack not in asked.stack_errors:
-                        self._submit(asked, stack, request)
+                        self._submit(asked, stack, sources[stack], numbers[request.key()], request)
         return asked
 
-    def _submit(self, asked: _Asked, stack: str, request: Ask) -> None:
+    def _submit(self, asked: _Asked, stack: str, source: Source, ordinal: int, request: Ask) -> None:
         if self._harness_errors[stack] >= GIVE_UP_AFTER:
             asked.stack_errors[stack] = f"{stack}: given up on after {GIVE_UP_AFTER} failures of its worker"
             return
         try:
-            asked.pending[stack, request.key()] = (request, request.send(self._processes[stack]))
+            asked.pending[stack, request.key()] = (request, source.ask(asked.example, ordinal, request))
         except (HarnessError, RequestFailed) as error:
             self._note(stack, request.key(), error, asked)
+        except NotRecorded as error:
+            asked.missing[stack, request.key()] = str(error)
 
     def _note(self, stack: str, key: Key, error: Exception, asked: _Asked) -> None:
         """A stack's own error is one request's; a worker's failure is all that this example asks of it."""
@@ -221,10 +236,11 @@ class Engine:
             except (HarnessError, RequestFailed) as error:
                 self._note(stack, key, error, asked)
                 continue
-            self.busy[stack].append(answer.busy_ns)
+            self.meter.busy[stack].append(answer.busy_ns)
             answers[stack, key] = answer.tensors
-        for cell in asked.cells:
-            self._judge_cell(tallies[cell.key], asked, answers)
+        with self.meter.judging():
+            for cell in asked.cells:
+                self._judge_cell(tallies[cell.key], asked, answers)
         asked.case.forget()
 
     def _judge_cell(self, tally: Tally, asked: _Asked, answers: Mapping[tuple[str, Key], Arrays]) -> None:
@@ -235,6 +251,10 @@ class Engine:
         broken += [asked.request_errors[stack, key] for stack in cell.stacks for key in keys if (stack, key) in asked.request_errors]
         if broken:
             tally.error = tally.error or f"{broken[0]} (on {case.name})"
+            return
+        missing = [asked.missing[stack, key] for stack in cell.stacks for key in keys if (stack, key) in asked.missing]
+        if missing:
+            tally.missing = tally.missing or f"{missing[0]} (on {case.name})"
             return
         answered = [
             Answered(stack=stack, device=device, capabilities=self._capabilities[stack], answers=[answers[stack, key] for key in keys])
@@ -248,12 +268,16 @@ class Engine:
                 return
         tally.example(comparisons, case, drawn=asked.drawn)
 
+    def _runs(self, cell: Cell) -> bool:
+        """Whether the cell's stacks are here, and not answers of theirs alone."""
+        return set(cell.stacks) <= set(self._processes)
+
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
     def _result(self, tally: Tally, missing: str, seconds: float) -> Result:
         snippet = ""
-        if tally.failure is not None:
+        if tally.failure is not None and self._runs(tally.cell):
             comparison, case = tally.failure
             assert tally.cell.plan is not None
             requests = tally.cell.plan.requests(case)
@@ -262,35 +286,5 @@ class Engine:
         return tally.result(missing=missing, seconds=seconds, again=again, snippet=snippet)
 
 
-def draw(check: Check, example: Callable[[Case], None], examples: int, seed: int, phases: tuple[Phase, ...]) -> None:
-    """Shows `example` so many of a check's drawn cases; the same ones for the same seed."""
-    if check.cases is None or examples == 0:
-        return
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=examples, phases=phases, database=None, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False, verbosity=hypothesis.Verbosity.quiet,
-    )  # fmt: skip
-    @hypothesis.given(check.cases)
-    def body(case: Case) -> None:
-        example(case)
-
-    body()
-
-
 def _size(case: Case) -> int:
     return sum(array.size for arrays in case.inputs.values() for array in arrays.values())
-
-
-def busy_seconds(busy: Mapping[str, Sequence[tuple[int, int]]]) -> float:
-    """Seconds during which at least one stack was busy: the union of the intervals (monotonic clock, nanoseconds)."""
-    total, end = 0, 0
-    for start, stop in _sorted(busy):
-        total += max(0, stop - max(start, end))
-        end = max(end, stop)
-    return total / 1e9
-
-
-def _sorted(busy: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
-    return iter(sorted(interval for intervals in busy.values() for interval in intervals))

@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from parity import cells as matrix
-from parity.cells import Cell, Device
-from parity.checks import graph
-from parity.options import Options
+from parity.cells import NO_DTYPE, Cell, Device
+from parity.checks import graph, own_run, own_run_steps
+from parity.checks.check import Question
+from parity.options import CellKey, Options
 from parity.report.record import Result, Status
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 
-def explained(cell: Cell) -> Result:
-    """A cell that does not apply, with the reason."""
-    return _without_answer(cell.check.id, cell.check.tier, cell.check.title, cell, Status.NOT_APPLICABLE, cell.reason)
+
+def explained(cell: Cell, cells: Sequence[Cell] = (), declined: Mapping[str, str] = _NONE) -> Result:
+    """A cell that does not apply, with the reason; of a user's own run one that should have been asked is not covered.
+
+    Args:
+        cells: all of the run. declined: stack -> why it does not take the user's run.
+    """
+    status, reason = Status.NOT_APPLICABLE, cell.reason
+    if cell.check.id in own_run.IDS and cell.dtype != NO_DTYPE and not _asked_elsewhere(cell, cells):
+        status = Status.NOT_COVERED
+        if cell.question is Question.SAME_FUNCTION and len(cell.stacks) == 1:
+            reason = "; ".join((reason, *(f"{stack} does not take it: {why}" for stack, why in declined.items())))
+    return _without_answer(cell.check.id, cell.check.tier, cell.check.title, cell, status, reason)
+
+
+def _asked_elsewhere(cell: Cell, cells: Sequence[Cell]) -> bool:
+    """Whether the same stacks are asked the question in another dtype; or in d.run, whose steps take a run's production paths."""
+    return any(
+        other.plan is not None and set(cell.stacks) <= set(other.stacks)
+        and (
+            (other.check is cell.check and other.question == cell.question)
+            or (other.check.id in own_run_steps.IDS and cell.question is Question.FAST_PATH and other.dtype == cell.dtype)
+        )
+        for other in cells
+    )  # fmt: skip
+
+
+def allowed(results: Sequence[Result], questions: Sequence[str]) -> list[Result]:
+    """What is not covered and may be, by its question; it stays in the report."""
+    return [
+        result.model_copy(update={"status": Status.UNCOVERED_ALLOWED})
+        if result.status is Status.NOT_COVERED and result.question in questions
+        else result
+        for result in results
+    ]
+
+
+def absent(cell: Cell, witnesses: Mapping[str, str]) -> Result:
+    """A cell of a witness that is not installed: not covered.
+
+    Args:
+        witnesses: name -> what it lacks, and what to do.
+    """
+    reason = next(witnesses[name] for name in cell.stacks if name in witnesses)
+    return _without_answer(cell.check.id, cell.check.tier, cell.check.title, cell, Status.NOT_COVERED, reason)
 
 
 def _without_answer(check_id: str, tier: str, title: str, cell: Cell, status: Status, reason: str) -> Result:
@@ -29,9 +74,10 @@ def lost(recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[D
     for key in matrix.lost(recorded, cells, devices):
         check_id, question, dtype, who = key.split(" | ")
         tier = check_id.partition(".")[0].upper()
-        if (options.tiers and tier not in options.tiers) or (options.checks and check_id not in options.checks):
-            continue
         pairs = [one.split(" on ") for one in who.split(" + ")]
+        mine: CellKey = check_id, question, dtype, tuple(stack for stack, _ in pairs), tuple(device for _, device in pairs)
+        if not _wanted(mine, tier, options):
+            continue
         results.append(
             Result(
                 id=check_id, tier=tier, title="a cell of coverage.json", stacks=tuple(stack for stack, _ in pairs), question=question,
@@ -40,6 +86,15 @@ def lost(recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[D
             )
         )  # fmt: skip
     return results
+
+
+def _wanted(key: CellKey, tier: str, options: Options) -> bool:
+    """Whether a run of these options asks a cell of the project's own."""
+    if options.rerun is not None:
+        return key in options.rerun.cells
+    if options.checks:
+        return key[0] in options.checks and (not options.tiers or tier in options.tiers)
+    return tier in options.tiers or not (options.tiers or options.contract)
 
 
 def _why_lost(reason: str, options: Options) -> str:

@@ -14,10 +14,14 @@ from parity.cells import Device
 from parity.mutants import catalogue
 
 REQUEST_SECONDS = 120.0
+OWN_RUN_SECONDS = 1800.0
+"""The same of a user's own run: tinygrad says nothing while it compiles the step of a model of any number of layers."""
 
 
 @contextmanager
-def started(chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = ()) -> Iterator[dict[str, StackProcess]]:
+def started(
+    chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = (), *, own_run: bool = False
+) -> Iterator[dict[str, StackProcess]]:
     """The chosen stacks, each in a process of its own, up and ready; ended when the block ends.
 
     Raises:
@@ -28,7 +32,7 @@ def started(chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] 
     planted = [catalogue.read(name) for name in mutants]
     processes = {
         name: StackProcess(
-            name, info.command, device, request_seconds=REQUEST_SECONDS,
+            name, info.command, device, request_seconds=OWN_RUN_SECONDS if own_run else REQUEST_SECONDS,
             mutations=[mutant.mutation for mutant in planted if mutant.stack == name],
         )
         for name, (info, device) in chosen.items()
@@ -84,4 +88,5 @@ def declared_dtypes(info: StackInfo) -> frozenset[str]:
     """Every dtype in which a stack says that it computes something."""
     graphs = info.capabilities.graphs
     of_graphs = () if graphs is None else (*graphs.architectures.values(), graphs.proxy)
-    return frozenset(dtype for dtypes in (*info.capabilities.operations.values(), *of_graphs) for dtype in dtypes)
+    declared = (*info.capabilities.operations.values(), *of_graphs, *info.capabilities.scores.values())
+    return frozenset(dtype for dtypes in declared for dtype in dtypes)

@@ -12,6 +12,7 @@ FRAMEWORKS = {"bitsandbytes", "mlx", "mlx_lm", "peft", "tinygrad", "torch", "tra
 OWN = {
     "stacks.torch_qlora": {"bitsandbytes", "peft", "torch", "transformers"},
     "stacks.tinygrad_lora": {"tinygrad"},
+    "stacks.peft_witness": {"bitsandbytes", "peft", "torch", "transformers"},  # PEFT loads bitsandbytes where it finds it
 }
 SLOW = {"gguf", "huggingface_hub", "hypothesis", "ml_dtypes", "mpmath", "numpy", "safetensors", "scipy", "tokenizers"}
 

@@ -11,7 +11,7 @@ from contract.artifacts.convert import read_source
 from contract.artifacts.merge_plan import open_base, plan
 from contract.model.checkpoint import Checkpoint, locate
 from contract.run.spec import QuantSpec
-from contract.worker.generation import Generation
+from contract.worker.generation import Opens
 from contract.worker.plan import GraphPlan, Lora, Nf4
 
 
@@ -29,7 +29,7 @@ class Named:
     notes: tuple[str, ...]
 
 
-def named(request: Generation) -> Named:
+def named(request: Opens) -> Named:
     """Opens the files that a request names, and holds the adapter against the model.
 
     Raises:
@@ -50,7 +50,7 @@ def _adapter(path: Path, checkpoint: Checkpoint) -> Adapter:
     return require_causal(by_path(adapter, checkpoint.layout), str(path))
 
 
-def _base(request: Generation, adapter: Adapter | None) -> tuple[Nf4 | None, tuple[str, ...]]:
+def _base(request: Opens, adapter: Adapter | None) -> tuple[Nf4 | None, tuple[str, ...]]:
     """How the base is held: as the request says, else as the adapter was trained."""
     trained = None if adapter is None else adapter.quant
     wanted = request.base or ("none" if trained is None else trained.base_quant)

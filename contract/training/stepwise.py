@@ -10,6 +10,7 @@ and so on, with self._stepwise = Stepwise(lambda run: MyTrainer(run)). Legend: K
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from contract.data.batches import Batch
 from contract.data.steps import Step
 from contract.errors import ContractError
 from contract.run.spec import FineTuneContract
@@ -30,8 +32,9 @@ PARTS = ("adapter", "m", "v")
 
 DONE: Mapping[str, str] = {
     "loss": "float64", "grad_norm": "float64", "learning_rate": "float64", "tokens": "int64", "batch_tokens": "int64", "samples": "int64",
+    "batches": "uint8",
 }  # fmt: skip
-"""What a step answers, and in which dtype: all are of shape [] but batch_tokens [K] and samples [S]."""
+"""What a step answers, and in which dtype: all are of shape [] but batch_tokens [K], samples [S] and batches [K, 32]."""
 
 
 class Stepwise:
@@ -122,8 +125,20 @@ def done_tensors(step: Step, *, loss: float, grad_norm: float, learning_rate: fl
     values = {
         "loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "tokens": step.tokens,
         "batch_tokens": [batch.tokens for batch in step.batches], "samples": samples,
+        "batches": np.array([digest_of(batch) for batch in step.batches], np.uint8).reshape(-1, hashlib.sha256().digest_size),
     }  # fmt: skip
     return {name: np.array(values[name], dtype) for name, dtype in DONE.items()}
+
+
+def digest_of(batch: Batch) -> np.ndarray:
+    """SHA-256, uint8 [32], of a micro-batch's shape, ids, labels, positions, segments and samples: int64, little-endian, row by row.
+
+    Taken once the trainer is done with it, so that a trainer that changes what it is given is seen.
+    """
+    found = hashlib.sha256(np.array(batch.ids_BT.shape, "<i8").tobytes())
+    for part_BT in (batch.ids_BT, batch.labels_BT, batch.positions_BT, batch.segments_BT, batch.samples_BT):
+        found.update(np.ascontiguousarray(part_BT, "<i8").tobytes())
+    return np.frombuffer(found.digest(), np.uint8)
 
 
 def state_tensors(state: TrainerState) -> dict[str, np.ndarray]:

@@ -122,7 +122,9 @@ class Training(BaseModel):
     dropout: bool
     packing: bool
     patterns: bool = Field(description="rank_pattern and alpha_pattern")
-    sessions: tuple[Literal["float32", "float64"], ...] = Field(default=(), description="dtypes of training sessions; none: it has none")
+    sessions: tuple[Literal["float32", "float64", "bfloat16"], ...] = Field(
+        default=(), description="dtypes of training sessions; none: it has none"
+    )
     memory: tuple[Memory, ...] = ()
 
 
@@ -132,7 +134,7 @@ class Capabilities(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     protocol: Literal[1]
-    lane: Lane
+    lane: Lane | Literal["witness"] = Field(description="witness: no lane, but a third opinion on files")
     extra: str = Field(description="the extra of the distribution that installs the stack")
     packages: tuple[Annotated[str, Field(min_length=1)], ...] = Field(description="distributions whose versions belong into every report")
     devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")], ...] = Field(
@@ -143,6 +145,9 @@ class Capabilities(BaseModel):
     nf4_block_sizes: tuple[int, ...] = ()
     elementary: tuple[Elementary, ...] = ()
     graphs: Graphs | None = None
+    scores: dict[str, tuple[Dtype, ...]] = Field(
+        default_factory=dict, description="model_type -> dtypes in which it scores a checkpoint with an adapter"
+    )
     training: Training | None = Field(default=None, description="None: it does not take part in training at all")
 
     @field_validator("operations")

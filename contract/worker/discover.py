@@ -8,12 +8,14 @@ import importlib.util
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from contract.errors import MissingError, UserError
+from contract.worker import environment
 from contract.worker.capabilities import Capabilities
 
 ENTRY_POINTS = "parity.stacks"
@@ -21,19 +23,49 @@ ENTRY_POINTS = "parity.stacks"
 
 @dataclass(frozen=True, kw_only=True)
 class StackInfo:
-    """A known stack: how to start it, and what it declares."""
+    """A known stack: how to start it, and what it declares.
+
+    python: of another environment that it runs in (a virtual environment's folder, or its Python); None: this one's
+    stack: the installed stack that runs there
+    """
 
     name: str
     command: tuple[str, ...]
     capabilities: Capabilities
+    python: Path | None = None
+    stack: str = ""
+
+    def versions(self) -> dict[str, str | None]:
+        """Each distribution that the stack needs: its version in the environment that the stack runs in, None where it has none.
+
+        Raises:
+            MissingError: that environment is not there.
+        """
+        packages = self.capabilities.packages
+        if self.python is None:
+            return {package: _version(package) for package in packages}
+        return dict(environment.versions(environment.interpreter(self.python), packages))
+
+    def told_versions(self) -> dict[str, str]:
+        """The same for a report: in words where it has none."""
+        return {package: version or "not installed" for package, version in self.versions().items()}
 
     def missing_packages(self) -> tuple[str, ...]:
-        """Distributions that the stack needs and this environment lacks."""
-        return tuple(package for package in self.capabilities.packages if _version(package) is None)
+        """Distributions that the stack needs and its environment lacks.
+
+        Raises:
+            MissingError: that environment is not there.
+        """
+        return tuple(package for package, version in self.versions().items() if version is None)
 
     def require_installed(self) -> None:
-        """Raises MissingError when a package of the stack is not installed."""
+        """Raises MissingError when a package of the stack is not installed, or its environment is not there."""
         missing = self.missing_packages()
+        if missing and self.python is not None:
+            raise MissingError(
+                f"stack {self.name} needs {', '.join(missing)}, not installed in the environment {self.python}; run: "
+                f"{environment.interpreter(self.python)} -m pip install 'twostack[{self.capabilities.extra}]'"
+            )
         if missing:
             raise MissingError(
                 f"stack {self.name} needs {', '.join(missing)}, not installed here; run: pip install 'twostack[{self.capabilities.extra}]'"
@@ -48,6 +80,10 @@ def discover(configuration: Path | None = None) -> dict[str, StackInfo]:
         [stacks.my_stack]
         command = ["ssh", "mac", "python", "-m", "my_stack.worker"]
         capabilities = "my_stack/capabilities.json"
+
+        [stacks.newer_torch]                # an installed stack, in another virtual environment
+        python = "/home/me/newer"
+        stack = "torch_qlora"
 
     Raises:
         UserError: parity.toml or a capabilities file is not sound.
@@ -76,6 +112,24 @@ def version(package: str) -> str | None:
     return _version(package)
 
 
+def elsewhere(stack: str, python: Path, *, name: str = "") -> StackInfo:
+    """An installed stack as it is in another environment: its code and capabilities from here, its packages from there.
+
+    Raises:
+        UserError: there is no such stack here.
+    """
+    entries = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if stack not in entries:
+        raise UserError(f"there is no installed stack {stack!r}; allowed: {', '.join(sorted(entries)) or 'none is installed'}")
+    module = entries[stack]
+    beside = _beside(module)
+    started = python / "bin" / "python" if python.is_dir() else python
+    return StackInfo(
+        name=name or stack, command=environment.command(started, module, beside.parents[module.count(".")]),
+        capabilities=_read_capabilities(stack, beside), python=python, stack=stack,
+    )  # fmt: skip
+
+
 def _configured(path: Path) -> dict[str, StackInfo]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -90,15 +144,28 @@ def _configured(path: Path) -> dict[str, StackInfo]:
     for name, table in tables.items():
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise UserError(f"{path}: a stack is named {name!r}; names are of letters, digits, '_', '.' and '-'")
+        if isinstance(table, dict) and set(table) == {"python", "stack"}:
+            stacks[name] = _in_environment(path, name, table)
+            continue
         if not isinstance(table, dict) or set(table) != {"command", "capabilities"}:
             got = sorted(table) if isinstance(table, dict) else repr(table)
-            raise UserError(f"{path}: [stacks.{name}] has {got}; give command = [words] and capabilities = 'file.json', nothing else")
+            raise UserError(
+                f"{path}: [stacks.{name}] has {got}; give command = [words] and capabilities = 'file.json', or python = 'a virtual "
+                "environment' and stack = 'an installed stack', nothing else"
+            )
         command, capabilities = table["command"], table["capabilities"]
         words = isinstance(command, list) and command and all(isinstance(word, str) for word in command)
         if not words or not isinstance(capabilities, str):
             raise UserError(f"{path}: [stacks.{name}] needs command = [words] and capabilities = 'file.json'")
         stacks[name] = StackInfo(name=name, command=tuple(command), capabilities=_read_capabilities(name, path.parent / capabilities))
     return stacks
+
+
+def _in_environment(path: Path, name: str, table: Mapping[str, object]) -> StackInfo:
+    python, stack = table["python"], table["stack"]
+    if not isinstance(python, str) or not isinstance(stack, str):
+        raise UserError(f"{path}: [stacks.{name}] needs python = 'a virtual environment' and stack = 'an installed stack'")
+    return elsewhere(stack, path.parent.absolute() / Path(python).expanduser(), name=name)
 
 
 def _beside(module: str) -> Path:

@@ -30,19 +30,26 @@ class Sampling(_Frozen):
     seed: int = Field(default=42, ge=0, le=2**63 - 1)
 
 
-class Generation(_Frozen):
-    """What is to be generated.
+class Opens(_Frozen):
+    """What a request opens by its files (contract/artifacts/opening.py).
 
     model: a checkpoint's folder, or a known name. adapter: a folder of an adapter or a training checkpoint; None: the model alone.
     base: how the frozen base is held; None: as the adapter's file says that it was in training, else plain.
-    prompts: token ids, one tuple a sequence, none empty. stop: ids that end a sequence; the one that did is the last of its `ids`.
-    first_sequence: the number of the first prompt, of which the random numbers depend.
     """
 
     model: str
     adapter: str | None = None
     base: Base | None = None
     dtype: Dtype = "float32"
+
+
+class Generation(Opens):
+    """What is to be generated.
+
+    prompts: token ids, one tuple a sequence, none empty. stop: ids that end a sequence; the one that did is the last of its `ids`.
+    first_sequence: the number of the first prompt, of which the random numbers depend.
+    """
+
     prompts: Annotated[tuple[Annotated[tuple[_Id, ...], Field(strict=False, min_length=1)], ...], Field(strict=False, min_length=1)]
     max_new_tokens: int = Field(ge=1)
     stop: Annotated[tuple[_Id, ...], Field(strict=False)] = ()

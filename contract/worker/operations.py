@@ -184,6 +184,26 @@ OPERATIONS: Mapping[str, Operation] = _table(
         attributes=frozenset({"lr", "beta1", "beta2", "eps", "weight_decay"}),
     ),
     Operation(
+        name="adamw_8bit_step",
+        formula="adamw_step, of which m_next and v_next are what a state of 8 bits keeps: per 256 elements absmax = max |m_next|, and the "
+        "nearest value of the signed dynamic 8-bit map (of the unsigned one for v_next) to m_next / absmax, times absmax; where that is 0, "
+        "perhaps the next value of its own sign; N < 4,096: adamw_step. m and v are what such a state kept",
+        inputs={
+            "weight": TensorSpec(dims="N", dtype="float32"),
+            "gradient": TensorSpec(dims="N", dtype="float32"),
+            "m": TensorSpec(dims="N", dtype="float32"),
+            "v": TensorSpec(dims="N", dtype="float32"),
+            "step": TensorSpec(dims="", dtype="int64"),
+        },
+        outputs={
+            "weight_next": TensorSpec(dims="N", dtype="float32"),
+            "m_next": TensorSpec(dims="N", dtype="float32"),
+            "v_next": TensorSpec(dims="N", dtype="float32"),
+            "step_next": TensorSpec(dims="", dtype="int64"),
+        },
+        attributes=frozenset({"lr", "beta1", "beta2", "eps", "weight_decay"}),
+    ),
+    Operation(
         name="nf4_quantize",
         formula="per block of block_size elements of the flattened weight: absmax = max |w|, "
         "code = nearest NF4 value to w * f32(1 / max(absmax, 1e-38)), the lower one at a midpoint; "

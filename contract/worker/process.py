@@ -89,6 +89,8 @@ class StackProcess:
         """What the caller knows the worker to have open (contract.worker.graph); forgotten when the worker ends."""
         self.training: str | None = None
         """The same of a training session (contract.training.stepwise)."""
+        self.busy: list[tuple[int, int]] = []
+        """When workers were busy with what they answered (monotonic clock, nanoseconds)."""
 
     def __enter__(self) -> StackProcess:
         self.start()
@@ -174,7 +176,9 @@ class StackProcess:
         while True:
             header, tensors = self._wait(pending, watch)
             if header["status"] == "ok":
-                return self._read(answers.answer_of, header, tensors)
+                answer = self._read(answers.answer_of, header, tensors)
+                self.busy.append(answer.busy_ns)
+                return answer
             sha256 = str(header.get("sha256"))
             if sha256 in sent:
                 raise self._broken(f"asked again for the file with SHA-256 {sha256}, which it was sent")

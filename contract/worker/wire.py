@@ -138,13 +138,13 @@ def pack(tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack(payload: bytes) -> dict[str, np.ndarray]:
-    """The tensors in safetensors bytes, as arrays of their own.
+    """The tensors in safetensors bytes, as arrays of their own, by name: safetensors gives them in another order each time.
 
     Raises:
         WireError: not safetensors, or a dtype that NumPy and ml_dtypes lack.
     """
     try:
-        entries = _deserialize(payload)
+        entries = sorted(_deserialize(payload), key=lambda entry: entry[0])
     except safetensors.SafetensorError as error:
         raise WireError(f"a payload that is no safetensors: {error}") from None
     tensors = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +15,8 @@ from contract.worker.answers import Answer, check_answer
 from contract.worker.capabilities import Capabilities, Elementary
 from contract.worker.files import FileReference
 from contract.worker.process import Pending, StackProcess
+from parity.checks import packed
+from parity.checks.packed import Packed
 from parity.find.fault import Fault
 from parity.judge.verdict import Comparison
 
@@ -53,11 +56,31 @@ class Case:
         """As hypothesis shows it, with a failure."""
         printer.text(repr(self))
 
+    @property
+    def nbytes(self) -> int:
+        """What its inputs take."""
+        return sum(array.nbytes for arrays in self.inputs.values() for array in arrays.values())
+
+    def pack(self) -> Packed:
+        """What it is made of, as it travels.
+
+        Raises:
+            CanNotTravel: nothing packs such a case.
+        """
+        return packed.pack(self)
+
+    @property
+    def kind(self) -> str:
+        """Equal for inputs of which one that fails stands for the others."""
+        return ""
+
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What `make` gives, made on the first call: a reference serves every stack and question that needs it."""
-        if name not in self._made:
-            self._made[name] = make()
-        made: T = self._made[name]
+        # two threads may ask: what judging needs is made ahead (parity/ahead.py) while requests are
+        with self._made.setdefault(f"lock of {name}", threading.RLock()):
+            if name not in self._made:
+                self._made[name] = make()
+            made: T = self._made[name]
         return made
 
     def forget(self) -> None:
@@ -152,17 +175,22 @@ Judge = Callable[[Case, Sequence[Answered], float], list[Comparison]]
 class GraphNeeds:
     """What a stack must declare of whole graphs to be asked: every one of these.
 
-    session: training sessions, of runs of these model types
+    session: training sessions, of runs of these model types; dropout: in them
+    score:   logits of models and adapters on disk
+    requests: that it must answer beside those of every graph
     """
 
     model_types: tuple[str, ...]
     nf4: bool = False
-    path: str | None = None
+    paths: tuple[str, ...] = ()
     layout_options: tuple[str, ...] = ()
     packing: bool = False
     patterns: bool = False
     proxy: bool = False
     session: bool = False
+    dropout: bool = False
+    score: bool = False
+    requests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +199,10 @@ class Plan:
 
     statistical: how many of the comparisons of one example spend false-alarm probability
     graph:       what a stack must declare beside operations
+    stacks:      the only stacks that it is asked of, where stacks differ in what there is to ask; None: any
+    unasked:     why it is asked of none of them, if so
+    witness:     witnesses are asked too; of a comparison of two, one is a witness
+    ahead:       (case, what the stacks declare) -> what of judging needs no answer is done, while the stacks compute theirs
     """
 
     question: Question
@@ -179,6 +211,10 @@ class Plan:
     judge: Judge
     statistical: int = 0
     graph: GraphNeeds | None = None
+    stacks: tuple[str, ...] | None = None
+    unasked: str = ""
+    witness: bool = False
+    ahead: Callable[[Case, Sequence[Elementary]], None] | None = None
 
 
 Tell = Callable[[str], None]
@@ -201,8 +237,11 @@ class Check:
     fixed_cases:     inputs that every run must cover: real weights, dense grids
     fixed_count:     how many those are
     few:             how many of them, the first, the shortest profile asks; None: all
+    nightly:         the longest profile alone asks it
+    whole:           every profile asks all of its fixed cases
     zoom:            the part of a case around a failing component, where the operation allows one to be taken
     locate:          finds the operations at fault in a failing case; it then is not shrunk
+    bound, theory, breaks: for a person, where they are others than its kind's (parity/checks/kinds.py)
     """
 
     id: str
@@ -218,10 +257,20 @@ class Check:
     fixed_cases: Callable[[], Iterator[Case]] | None = None
     fixed_count: int = 0
     few: int | None = None
+    whole: bool = False
+    nightly: bool = False
     zoom: Callable[[Case, tuple[int, ...]], Case] | None = None
     locate: Locate | None = None
+    bound: str = ""
+    theory: str = ""
+    breaks: str = ""
 
     def __post_init__(self) -> None:
         asked = {plan.question for plan in self.plans}
         assert asked.isdisjoint(self.not_applicable), f"{self.id}: asked and not applicable"
         assert asked | set(self.not_applicable) == set(Question), f"{self.id}: a question is neither asked nor explained"
+
+    @property
+    def model_types(self) -> frozenset[str]:
+        """The architectures of its graphs; of a primitive, none."""
+        return frozenset(name for plan in self.plans if plan.graph is not None for name in plan.graph.model_types)

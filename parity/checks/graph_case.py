@@ -38,6 +38,11 @@ class GraphCase(Case):
     batch: Batch
     seed: int
 
+    @property
+    def kind(self) -> str:
+        """The graph, and whether its sequences are packed."""
+        return f"{self.plan.model_dump_json()} {self.batch.segments is not None}"
+
     def weight(self, name: str) -> np.ndarray:
         """A base weight as the graph means it: float32, of an NF4 base dequantised."""
         if self.plan.base is None or name.rpartition(".")[2] not in (*self.plan.layout.linears, *_heads(self.plan)):
@@ -51,7 +56,7 @@ class GraphCase(Case):
     def _in_bfloat16(self) -> GraphCase:
         return _InBfloat16(
             name=self.name, inputs=self.inputs, real=self.real, plan=self.plan.model_copy(update={"dtype": "bfloat16"}),
-            weights=self.weights, adapter={name: _to_bfloat16(matrix) for name, matrix in self.adapter.items()}, batch=self.batch,
+            weights=self.weights, adapter={name: to_bfloat16(matrix) for name, matrix in self.adapter.items()}, batch=self.batch,
             seed=self.seed,
         )  # fmt: skip
 
@@ -71,10 +76,10 @@ class _InBfloat16(GraphCase):
 
     def weight(self, name: str) -> np.ndarray:
         """As GraphCase.weight, rounded."""
-        return _to_bfloat16(super().weight(name))
+        return to_bfloat16(super().weight(name))
 
 
-def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
     """The nearest bfloat16 numbers, ties to even, in float32."""
     return array.astype(ml_dtypes.bfloat16).astype(np.float32)
 

@@ -27,6 +27,8 @@ MOST_GRAPHS = 500
 """A graph takes a second or two: a night is not long enough for more."""
 MODEL_TOKENS = 16
 MODEL_SEQUENCES = 2
+END = 2
+"""The id that ends a text, and that padding has."""
 FEWEST_TOKENS = 3
 """Below this there is no sequence with an ignored label, one that counts and a token before it."""
 
@@ -39,11 +41,11 @@ class Draw:
     base: Nf4 | None = None
     packed: bool = False
 
-    def needs(self, path: str | None = None) -> GraphNeeds:
+    def needs(self) -> GraphNeeds:
         """What a stack must declare to be asked."""
         layouts, loras = [recipe.layout for recipe in self.recipes], [recipe.lora for recipe in self.recipes]
         return GraphNeeds(
-            model_types=tuple(sorted({layout.model_type for layout in layouts})), nf4=self.base is not None, path=path,
+            model_types=tuple(sorted({layout.model_type for layout in layouts})), nf4=self.base is not None,
             layout_options=tuple(sorted({option for layout in layouts for option in layout.options})), packing=self.packed,
             patterns=any(lora.rank_pattern or lora.alpha_pattern for lora in loras),
         )  # fmt: skip
@@ -120,21 +122,24 @@ def batch_of(rng: np.random.Generator, shape: tuple[int, int], vocabulary: int) 
 def packed(rng: np.random.Generator, batch: Batch) -> Batch:
     """The same tokens, several texts a sequence: the first sequence is padded on the left, the others on the right.
 
-    Texts are of ragged lengths, one of them a single token; positions count from 0 in each, or from a place further on.
+    Texts are of ragged lengths, one of them a single token; positions count from 0 in each, or from a place further on. The last text of
+    each ends with END, which counts, and padding is END too.
     """
     sequences, tokens = batch.ids.shape
     segments, positions = np.full(batch.ids.shape, PADDING), np.zeros(batch.ids.shape, np.int64)
+    ids, labels = batch.ids.copy(), batch.labels.copy()
     for sequence in range(sequences):
         left, right = (2, tokens) if sequence == 0 else (0, tokens - 1 - sequence % 2)
         middle = int(rng.integers(left + 2, right - 4))
         for segment, (start, stop) in enumerate(((left, middle), (middle, middle + 1), (middle + 1, right))):
             segments[sequence, start:stop] = segment
             positions[sequence, start:stop] = np.arange(stop - start) + (segment == 2) * 3
-    labels = batch.labels.copy()
+        ids[sequence, right - 1] = labels[sequence, right - 1] = END
+    ids[segments == PADDING] = END
     foretold = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != PADDING)
     labels[:, 1:][~foretold] = IGNORE_INDEX
-    labels[:, -4:-2] = np.where(foretold[:, -4:-2], batch.ids[:, -4:-2], labels[:, -4:-2])  # some count, whatever was drawn before
-    return Batch(ids=batch.ids, labels=labels, positions=positions, segments=segments)
+    labels[:, -4:-2] = np.where(foretold[:, -4:-2], ids[:, -4:-2], labels[:, -4:-2])  # some count, whatever was drawn before
+    return Batch(ids=ids, labels=labels, positions=positions, segments=segments)
 
 
 def case_of(name: str, plan: GraphPlan, weights: Weights, adapter: Arrays, batch: Batch, seed: int) -> GraphCase:
@@ -155,7 +160,7 @@ def real_needs(model: str) -> GraphNeeds:
     return GraphNeeds(model_types=(layout.model_type,), layout_options=layout.options)
 
 
-def real_cases(model: str, base: Nf4 | None = None, adapters: Sequence[str] = ("B = 0", "random B")) -> Iterator[GraphCase]:
+def real_cases(model: str, base: Nf4 | None = None, adapters: Sequence[str] = ("random B", "B = 0")) -> Iterator[GraphCase]:
     """A checkpoint with two short sequences, for each of the adapters.
 
     Raises:

@@ -12,17 +12,21 @@ from contract.model.layout import GPT2Layout, Layout
 from contract.worker import graph, taps
 from contract.worker.capabilities import Elementary
 from contract.worker.plan import GraphPlan, Path
+from parity.checks import graph_zeros
 from parity.checks.check import Answered, Arrays, Case, Judge
 from parity.checks.graph_case import GraphCase
 from parity.checks.graph_sections import RUNS, SectionAsk, asked, operation_limits, operations
 from parity.judge import perturb
 from parity.judge.perturb import Response
-from parity.judge.verdict import Comparison, rows
+from parity.judge.verdict import Comparison, identical, rows
 from parity.reference.graph import Trace
 from parity.reference.running_error import REFERENCE
 
 FORWARD = "forward."
 """Before a tap's name: as the request `forward` shows it, where `gradients` shows it too."""
+
+USED = "the operation that follows takes the value that is shown"
+"""Why a section on what the whole graph showed must give the same numbers."""
 
 
 def worst_ulp(layout: Layout, declared: Sequence[Elementary]) -> float:
@@ -58,6 +62,18 @@ def reference(case: GraphCase, declared: Sequence[Elementary]) -> tuple[Trace, R
     return made[worst]
 
 
+def ahead(case: Case, declared: Sequence[Elementary]) -> None:
+    """Makes what judging needs beside the answers (Plan.ahead)."""
+    assert isinstance(case, GraphCase)
+    reference(case, declared)
+
+
+def ahead_bfloat16(case: Case, declared: Sequence[Elementary]) -> None:
+    """The same of a graph in bfloat16."""
+    assert isinstance(case, GraphCase)
+    reference(case.in_dtype("bfloat16"), declared)
+
+
 def same_function(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
     assert isinstance(case, GraphCase)
     _, response = reference(case, [one for stack in answered for one in stack.elementary])
@@ -72,7 +88,9 @@ def precision(dtype: str) -> Judge:
         assert isinstance(case, GraphCase)
         trace, response = reference(case, answered[0].elementary)
         observed = _together(*answered[0].answers)
-        return by_kind(case.plan, observed, exact(trace, observed), response, dtype, 2 if dtype == "float64" else 1, false_alarm)
+        sides = 2 if dtype == "float64" else 1
+        comparisons = by_kind(case.plan, observed, exact(trace, observed), response, dtype, sides, false_alarm)
+        return [*comparisons, *graph_zeros.comparisons(case, observed)]
 
     return judge
 
@@ -80,7 +98,8 @@ def precision(dtype: str) -> Judge:
 def precision_bfloat16(*paths: Path) -> Judge:
     """The whole graph against the reference on weights rounded to bfloat16; and each operation, on the reference's own values.
 
-    The answers are those to GraphAsk and ForwardAsk, and to a SectionAsk for each of `asked`, of a plan with these paths.
+    The answers are those to GraphAsk and ForwardAsk, to a SectionAsk for each of `asked`, and to a ShownAsk for each, of a plan with these
+    paths.
     """
 
     def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
@@ -89,13 +108,15 @@ def precision_bfloat16(*paths: Path) -> Judge:
         trace, response = reference(right, declared)
         observed = _together(*answers[:2])
         comparisons = by_kind(right.plan, observed, exact(trace, observed), response, "bfloat16", 1, false_alarm / 2)
+        comparisons += graph_zeros.comparisons(case, observed)
         plan = right.plan.model_copy(update={"paths": paths})
         sections, ulp = asked(plan), worst_ulp(plan.layout, declared)
-        for section, answer in zip(sections, answers[2:], strict=True):
+        for section, answer, shown in zip(sections, answers[2 : 2 + len(sections)], answers[2 + len(sections) :], strict=True):
             given = SectionAsk(case=case, plan=plan, section=section).given()
             share = false_alarm / 2 / len(sections)
             limits = right.once(f"limits {section} {ulp} {share}", partial(operation_limits, right, section, given, ulp, share))
             comparisons += [_alone(section, comparison) for comparison in operations(answer, limits)]
+            comparisons += used(section, shown, answers[0])
         return comparisons
 
     return judge
@@ -108,11 +129,26 @@ def _alone(section: str, comparison: Comparison) -> Comparison:
     return dataclasses.replace(comparison, tensor=f"alone.{comparison.tensor}", place=f"alone.{place}")
 
 
-def fast_path(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-    assert isinstance(case, GraphCase)
-    _, response = reference(case, answered[0].elementary)
-    fast, plain = _together(*answered[0].answers[:2]), _together(*answered[0].answers[2:])
-    return by_kind(case.plan, fast, plain, response, "float32", 2, false_alarm)
+def used(section: str, answer: Arrays, whole: Arrays) -> list[Comparison]:
+    """What each operation gives of the values that the whole graph showed, and what the whole graph showed of it."""
+    full = {name: taps.prefix(section) + name for name in answer if not name.startswith("grad.")}
+    return [
+        dataclasses.replace(identical(f"used.{name}", answer[name], whole[place], USED), place=f"used.{place}")
+        for name, place in full.items()
+    ]
+
+
+def fast_path(dtype: str) -> Judge:
+    """Two answers of one stack to the same graph in a dtype, on production paths and on the plain one: both err by its roundings."""
+
+    def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
+        assert isinstance(case, GraphCase)
+        right = case.in_dtype(dtype)
+        _, response = reference(right, answered[0].elementary)
+        fast, plain = _together(*answered[0].answers[:2]), _together(*answered[0].answers[2:])
+        return [*by_kind(right.plan, fast, plain, response, dtype, 2, false_alarm), *graph_zeros.comparisons(right, fast)]
+
+    return judge
 
 
 def exact(trace: Trace, observed: Arrays) -> dict[str, np.ndarray]:

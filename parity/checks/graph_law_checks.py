@@ -41,6 +41,7 @@ def _check(name: str, title: str, laws: Sequence[Law], draw: Draw, needs: GraphN
     plan = Plan(
         question=Question.PRECISION, dtype="float64", requests=lambda case: _requests(case, laws),
         judge=lambda case, answered, false_alarm: _judge(case, answered, false_alarm, laws), statistical=1, graph=needs,
+        ahead=graph_judges.ahead,
     )  # fmt: skip
     return Check(
         id=name, tier="C", title=title, operations=(), plans=(plan,), cases=draw.cases(), cost=LAWS_PER_EXAMPLE, most=MOST_GRAPHS,

@@ -19,7 +19,7 @@ from contract.worker.plan import GraphPlan
 from contract.worker.process import Pending, StackProcess
 from contract.worker.taps import EMBEDDING, HEAD
 from parity.checks.check import Arrays
-from parity.checks.graph_case import GraphCase, open_graph, require_answer
+from parity.checks.graph_case import GraphAsk, GraphCase, open_graph, require_answer
 from parity.judge import perturb
 from parity.judge.verdict import Comparison, rows
 from parity.reference.graph import Trace
@@ -64,6 +64,47 @@ class SectionAsk:
             return forced(right, self.plan, self.section, inputs(right, self.plan, self.section, passed(right)))
 
         return self.case.once(f"forced {self.section} {self.plan.dtype} {self.plan.paths}", make)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShownAsk:
+    """One section with every tap but the last overridden by what the whole graph showed (an Ask).
+
+    Where a stack goes on with the values that it shows, rounded as it says, each operation then has the operands that it had in the whole
+    graph, and gives the same numbers.
+    """
+
+    case: GraphCase
+    plan: GraphPlan
+    section: str
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for the same section of the same case and plan."""
+        return "shown", self.section, id(self.case), self.plan.model_dump_json()
+
+    def send(self, process: StackProcess) -> Pending:
+        """Has the graph opened and its taps shown, which it waits for; and asks, which it does not."""
+        whole = GraphAsk(case=self.case, plan=self.plan).send(process).result().tensors
+        return process.submit("block", {"graph": process.graph, "section": self.section}, self._given(whole))
+
+    def require(self, stack: str, answered: Arrays) -> None:
+        """Holds the answer against the table of taps."""
+        SectionAsk(case=self.case, plan=self.plan, section=self.section).require(stack, answered)
+
+    def _given(self, whole: Arrays) -> dict[str, np.ndarray]:
+        """As of SectionAsk, which has the reference's values; cotangents stay the reference's."""
+        given = SectionAsk(case=self.case, plan=self.plan, section=self.section).given()
+        overridden = [name.removeprefix("override.") for name in given if name.startswith("override.")]
+        places = {name: name if name in ROPE_TABLES else taps.prefix(self.section) + name for name in overridden}
+        return given | {f"override.{name}": whole[full] for name, full in places.items()} | self._input(whole)
+
+    def _input(self, whole: Arrays) -> dict[str, np.ndarray]:
+        names = taps.sections(self.plan.blocks)
+        if self.section == EMBEDDING:
+            return {}
+        before = names[names.index(self.section) - 1]
+        first = "embedding" if self.plan.graph == "qlora_proxy_v1" else taps.entering(self.plan.layout)
+        return {"input": whole[first if before == EMBEDDING else f"{before}.output"]}
 
 
 def asked(plan: GraphPlan) -> tuple[str, ...]:

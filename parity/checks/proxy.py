@@ -50,9 +50,9 @@ class Draw:
         """The graphs."""
         return RECIPES
 
-    def needs(self, path: str | None = None) -> GraphNeeds:
+    def needs(self) -> GraphNeeds:
         """What a stack must declare to be asked."""
-        return GraphNeeds(model_types=(), nf4=self.base is not None, path=path, patterns=True, proxy=True)
+        return GraphNeeds(model_types=(), nf4=self.base is not None, patterns=True, proxy=True)
 
     def cases(self) -> st.SearchStrategy[Case]:
         """Any of the graphs, with an adapter as training starts from or any other."""

@@ -2,121 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
 
-import numpy as np
+from contract.model.layout import Layout
+from contract.run.spec import AdapterSpec, ExecSpec, Graph, QuantSpec
+from contract.training.inputs import Run
+from parity.checks import (
+    trajectory_free,
+    trajectory_judges,
+    trajectory_laws,
+    trajectory_packed,  # noqa: F401  (registers how a step travels)
+    trajectory_resumed,
+)
+from parity.checks.check import Ask, Case, Check, GraphNeeds, Judge, Plan, Question
+from parity.checks.trajectory_case import Dtype, StepAsk, StepCase, cases
+from parity.checks.trajectory_free import FreeAsk, FreeCase
+from parity.checks.trajectory_resumed import ResumedAsk, ResumedCase
+from parity.checks.trajectory_run import GPT2, LLAMA, NARROW, PACKED, PROXY, RAGGED, TrainingRun
 
-from contract.worker.capabilities import Elementary
-from parity.checks import graph_judges
-from parity.checks.check import Answered, Arrays, Ask, Case, Check, GraphNeeds, Judge, Plan, Question
-from parity.checks.trajectory_case import INITIAL, RUNS, StepAsk, StepCase, cases
-from parity.checks.trajectory_run import LAYOUT, STEPS
-from parity.judge import perturb, verdict
-from parity.judge.verdict import Comparison
-from parity.reference.running_error import REFERENCE
+FEW = 8
+"""Cases of the shortest profile: warm-up's end, clipped and free steps, what decays, the first short one; of a captured step, replays."""
 
-EXACTLY = "what the contract gives"
-"""Why a ledger must be the same number: no stack computes it."""
-
-_AFTER_THE_GRAPH = ("sqrt", "reciprocal")
-"""Functions that clipping and AdamW take."""
-
-
-def worst_ulp(declared: Sequence[Elementary]) -> float:
-    """The worst error that is declared of a function that a step takes, in ulp.
-
-    Raises:
-        ValueError: one is not declared.
-    """
-    of_step = [one.ulp for one in (*declared, *REFERENCE.declared) if one.function in _AFTER_THE_GRAPH]
-    return max(graph_judges.worst_ulp(LAYOUT, declared), *of_step)
+_NO_FAST_PATH = "a session takes the paths that a run takes; c.llama_fused_lora and the like hold each of them against the plain one"
+_NARROW = "two stacks round bfloat16 in places of their own; each is held against the reference, and other runs ask in float64"
+_ALONE = {Question.SAME_FUNCTION: "a law: each stack alone", Question.FAST_PATH: _NO_FAST_PATH}
 
 
-def same_function(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-    """Two stacks against each other: exactly what no stack computes, within both stacks' errors what each does."""
-    assert isinstance(case, StepCase)
-    (first,), (second,) = (stack.answers for stack in answered)
-    return _judged(case, first, second, [one for stack in answered for one in stack.elementary], 2, false_alarm)
+def needs(layout: Layout, graph: Graph, adapter: AdapterSpec, quant: QuantSpec, exec_: ExecSpec) -> GraphNeeds:
+    """What a stack must declare to be asked of a run."""
+    return GraphNeeds(
+        model_types=(layout.model_type,), nf4=quant.base == "nf4", layout_options=layout.options, packing=exec_.packing,
+        patterns=bool(adapter.rank_pattern or adapter.alpha_pattern), proxy=graph == "qlora_proxy_v1", session=True,
+        dropout=adapter.dropout > 0,
+    )  # fmt: skip
 
 
-def precision(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-    """Against the reference, which in float64 errs as much as what it judges."""
-    assert isinstance(case, StepCase)
-    (observed,) = answered[0].answers
-    wanted = case.exact() | case.ledger() | case.initial()
-    return _judged(case, observed, wanted, answered[0].elementary, 2 if case.dtype == "float64" else 1, false_alarm)
+def needs_of(run: Run) -> GraphNeeds:
+    """The same of a run that is ready to start."""
+    contract = run.contract
+    return needs(run.layout, contract.graph, contract.adapter, contract.quant, contract.exec)
 
 
-def _judged(
-    case: StepCase, observed: Arrays, wanted: Arrays, declared: Sequence[Elementary], sides: int, false_alarm: float
-) -> list[Comparison]:
-    """The ledger, the loss and the norm, then m, v and the weights, which m and v lead to."""
-    comparisons = [_ledger(name, observed[name], wanted[name]) for name in case.ledger()]
-    for part in ("adapter", "m", "v", "updates") if case.initial() else ():
-        comparisons.append(_initial(part, observed, wanted))
-    rows = {name: np.atleast_1d(found) for name, found in case.response(worst_ulp(declared)).rows.items()}
-    per_row = false_alarm / sum(found.size for found in rows.values())
-    source = f"{RUNS} perturbed runs of the float64 reference, false alarm {per_row:.1e} a row (docs/theory.md, Trajectories)"
-    for kind, names in _kinds(rows).items():
-        found = np.stack([rows[name] for name in names])
-        limits = perturb.row_limits(found, dtype=case.dtype, runs=RUNS, false_alarm=per_row, sides=sides)
-        comparisons.append(graph_judges.over_layers(kind, names, observed, wanted, limits, source))
-    return comparisons
+def _needs(spec: TrainingRun) -> GraphNeeds:
+    adapter, quant = AdapterSpec.model_validate(spec.fields["adapter"]), QuantSpec.model_validate(spec.fields["quant"])
+    return needs(spec.layout, spec.graph, adapter, quant, ExecSpec.model_validate(spec.fields["exec"]))
 
 
-def _ledger(name: str, observed: np.ndarray, wanted: np.ndarray) -> Comparison:
-    """Bit for bit; a shorter list goes on with what no list holds."""
-    longest = max(observed.size, wanted.size)
-    first, second = (np.pad(one.reshape(-1), (0, longest - one.size), constant_values=-1) for one in (observed, wanted))
-    return verdict.identical(name, first, second, EXACTLY)
-
-
-def _initial(part: str, observed: Arrays, wanted: Arrays) -> Comparison:
-    """One part of the state that a session begins with, all matrices."""
-    names = [name for name in wanted if name.startswith(f"{INITIAL}{part}")]
-    first, second = (np.concatenate([one[name].reshape(-1) for name in names]) for one in (observed, wanted))
-    return verdict.identical(f"{INITIAL}{part}", first, second, EXACTLY)
-
-
-def _kinds(names: Arrays) -> dict[str, list[str]]:
-    """Kind -> names of that kind, layer by layer: loss and norm, then m, v and adapter.
-
-    `m.layers.3.q_proj.lora_a` is of the kind `m.q_proj.lora_a`.
-    """
-    order = {"m": 1, "v": 2, "adapter": 3}
-    found: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: order.get(name.partition(".")[0], 0)):
-        before, marker, after = name.partition("layers.")
-        found.setdefault(before + after.partition(".")[2] if marker else name, []).append(name)
-    return found
-
-
-def _ask(case: Case) -> tuple[Ask, ...]:
+def step_asks(case: Case) -> tuple[Ask, ...]:
+    """One step."""
     assert isinstance(case, StepCase)
     return (StepAsk(case=case),)
 
 
-def _plan(question: Question, dtype: str, judge: Judge) -> Plan:
-    needs = GraphNeeds(model_types=(LAYOUT.model_type,), session=True)
-    return Plan(question=question, dtype=dtype, requests=_ask, judge=judge, statistical=1, graph=needs)
+def _free_asks(case: Case) -> tuple[Ask, ...]:
+    assert isinstance(case, FreeCase)
+    return (FreeAsk(case=case),)
 
 
-FEW = 6
-"""Steps of the shortest profile: warm-up's end, clipped and free ones, the first short one; of a captured step, replays."""
+def _resumed_asks(case: Case) -> tuple[Ask, ...]:
+    assert isinstance(case, ResumedCase)
+    return (ResumedAsk(case=case),)
 
-_NO_FAST_PATH = "a session takes the paths that a run takes; c.llama_fused_lora and the like hold each of them against the plain one"
 
-CHECKS: tuple[Check, ...] = (
-    Check(
-        id="d.trajectory", tier="D", title=f"{STEPS} steps of a run, each from the reference's state", operations=(),
-        plans=(_plan(Question.SAME_FUNCTION, "float64", same_function), _plan(Question.PRECISION, "float64", precision)),
-        not_applicable={Question.FAST_PATH: _NO_FAST_PATH},
-        cases=None, fixed_cases=lambda: cases("float64"), fixed_count=STEPS, few=FEW,
-    ),
-    Check(
-        id="d.trajectory_float32", tier="D", title=f"{STEPS} steps of a run in a user's dtype", operations=(),
-        plans=(_plan(Question.PRECISION, "float32", precision),),
-        not_applicable={Question.SAME_FUNCTION: "asked in float64 by d.trajectory", Question.FAST_PATH: _NO_FAST_PATH},
-        cases=None, fixed_cases=lambda: cases("float32"), fixed_count=STEPS, few=FEW,
-    ),
-)  # fmt: skip
+def _plan(
+    spec: TrainingRun, question: Question, dtype: str, judge: Judge, asks: Callable[[Case], tuple[Ask, ...]] = step_asks, *,
+    statistical: int = 1,
+) -> Plan:  # fmt: skip
+    return Plan(question=question, dtype=dtype, requests=asks, judge=judge, statistical=statistical, graph=_needs(spec))
+
+
+def _both(spec: TrainingRun) -> tuple[Plan, ...]:
+    return (
+        _plan(spec, Question.SAME_FUNCTION, "float64", trajectory_judges.same_function),
+        _plan(spec, Question.PRECISION, "float64", trajectory_judges.precision),
+    )
+
+
+def _steps(name: str, spec: TrainingRun, *, few: int | None = None) -> Check:
+    """A run's steps in float64, both stacks against each other and each against the reference."""
+    return Check(
+        id=name, tier="D", title=f"steps of {spec.title}", operations=(), plans=_both(spec),
+        not_applicable={Question.FAST_PATH: _NO_FAST_PATH}, cases=None, fixed_cases=partial(cases, spec, "float64"),
+        fixed_count=spec.count, few=few,
+    )  # fmt: skip
+
+
+def _narrow(name: str, spec: TrainingRun, dtype: Dtype, *, asked: str, few: int | None = None, nightly: bool = False) -> Check:
+    """The same in a user's dtype, each stack against the reference; asked: why not of one function."""
+    return dataclasses.replace(
+        _steps(name, spec, few=few), title=f"in {dtype}: steps of {spec.title}",
+        plans=(_plan(spec, Question.PRECISION, dtype, trajectory_judges.precision),),
+        not_applicable={Question.SAME_FUNCTION: asked, Question.FAST_PATH: _NO_FAST_PATH},
+        fixed_cases=partial(cases, spec, dtype), nightly=nightly,
+    )  # fmt: skip
+
+
+def _checks() -> Iterator[Check]:
+    """Checks of one run follow each other: a session that is open serves the next."""
+    yield _steps("d.trajectory", LLAMA, few=FEW)
+    yield Check(
+        id="d.free_running", tier="D", title="steps that follow from each other, against the growth of rounding errors", operations=(),
+        plans=(
+            _plan(LLAMA, Question.SAME_FUNCTION, "float64", trajectory_free.same_function, _free_asks),
+            _plan(LLAMA, Question.PRECISION, "float64", trajectory_free.precision, _free_asks),
+        ),
+        not_applicable={Question.FAST_PATH: _NO_FAST_PATH}, cases=None, fixed_cases=trajectory_free.cases,
+        fixed_count=len(trajectory_free.LENGTHS), few=1,
+    )  # fmt: skip
+    yield _narrow("d.trajectory_float32", LLAMA, "float32", asked="asked in float64 by d.trajectory", few=FEW)
+    yield _steps("d.trajectory_packed", PACKED)
+    yield Check(
+        id="d.law_batches", tier="D", title="laws: a step's rows packed, accumulated, or in one batch are one step", operations=(),
+        plans=(_plan(RAGGED, Question.PRECISION, "float64", trajectory_laws.judge, trajectory_laws.asks),), not_applicable=_ALONE,
+        cases=None, fixed_cases=trajectory_laws.cases, fixed_count=2, few=1,
+    )  # fmt: skip
+    yield _steps("d.trajectory_gpt2", GPT2)
+    yield Check(
+        id="d.law_resumed", tier="D", title="law: a run that goes on from its checkpoint is the one that was never stopped", operations=(),
+        plans=(_plan(GPT2, Question.PRECISION, "float32", trajectory_resumed.judge, _resumed_asks, statistical=0),), not_applicable=_ALONE,
+        cases=None, fixed_cases=trajectory_resumed.cases, fixed_count=1,
+    )  # fmt: skip
+    yield _steps("d.trajectory_proxy", PROXY)
+    for spec in (PACKED, GPT2, PROXY):
+        by = f"asked in float64 by d.trajectory_{spec.name}"
+        yield _narrow(f"d.trajectory_{spec.name}_float32", spec, "float32", asked=by, nightly=True)
+    yield _narrow("d.trajectory_bfloat16", NARROW, "bfloat16", asked=_NARROW, nightly=True)
+
+
+CHECKS: tuple[Check, ...] = tuple(_checks())

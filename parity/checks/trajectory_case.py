@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from contract.data.steps import Step
-from contract.model.checkpoint import load
 from contract.training.inputs import Run, prepare
 from contract.training.stepwise import DONE, PARTS, done_tensors, expected_state, state_tensors
 from contract.training.trainer import TrainerState
-from contract.worker.answers import Answer, HarnessError, ProtocolBroken, RequestFailed
-from contract.worker.process import Pending, StackProcess
-from parity.checks import trajectory_run
+from contract.worker.answers import ProtocolBroken
+from contract.worker.process import StackProcess
+from parity.checks import trajectory_files
 from parity.checks.check import Arrays, Case
+from parity.checks.several import Several
+from parity.checks.trajectory_asking import opened
+from parity.checks.trajectory_reference import taken, weights_of
+from parity.checks.trajectory_run import TrainingRun
 from parity.judge import perturb
 from parity.judge.perturb import Response
 from parity.reference import trajectory
-from parity.reference.graph import Batch
-from parity.reference.graph_optimizer import Settings
 from parity.reference.rounding import Noise
+from parity.reference.trajectory import LOSS, NORM
 
 INITIAL = "initial."
 """Before a name of a state: as it is when a session was opened."""
@@ -36,26 +38,30 @@ RUNS = 30
 NOTHING_LEARNED = 3
 """From this step on one update fewer is told, as if an earlier one had had nothing to learn: a stack that counts for itself is seen."""
 
-_AT_ONCE = perturb.ROWS_AT_ONCE // RUNS
+AT_ONCE = perturb.ROWS_AT_ONCE // RUNS
 """Of a model this small, every run goes through the graph together."""
+
+Dtype = Literal["float64", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepCase(Case):
     """One optimiser step of a run.
 
-    folder: holds the run's files for as long as the case lives.
     before: the state that the step starts from, the reference's own.
+    rows:   how many rows of activations one perturbed run takes, see parity.judge.perturb.ROWS_AT_ONCE.
+    folder: holds the run's files for as long as the case lives, where they are not a user's.
     """
 
-    folder: tempfile.TemporaryDirectory[str]
     run: Run
     step: Step
     before: TrainerState
+    rows: int = AT_ONCE
+    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     @property
     def dtype(self) -> str:
-        """In which the session computes, and the state is."""
+        """In which the session computes; its state is float32 in bfloat16."""
         return self.run.plan.dtype
 
     @property
@@ -65,14 +71,7 @@ class StepCase(Case):
 
     def compute(self, noise: Noise | None = None) -> dict[str, np.ndarray]:
         """What the step gives by the reference, with a leading axis of runs."""
-        run, exec_ = self.run, self.run.contract.exec
-        batches = [
-            Batch(ids=one.ids_BT, labels=one.labels_BT, positions=one.positions_BT, segments=one.segments_BT) for one in self.step.batches
-        ]
-        settings = Settings(
-            lr=self.rate, max_norm=exec_.max_grad_norm, weight_decay=exec_.weight_decay, host_errs=self.dtype == "float64"
-        )  # fmt: skip
-        return trajectory.take(run.plan, partial(load, run.checkpoint), self.before, batches, settings, noise=noise)
+        return trajectory.take(self.run.plan, weights_of(self.run), self.before, taken(self.run, self.step), noise=noise)
 
     def exact(self) -> dict[str, np.ndarray]:
         """What the step gives by the reference: as a stack answers it."""
@@ -87,38 +86,101 @@ class StepCase(Case):
         for larger, found in made.items():
             if larger >= ulp:
                 return found
-        _, made[ulp] = perturb.respond_to(self.compute, rows=_AT_ONCE, runs=RUNS, seed=self.step.number, ulp=ulp)
+        _, made[ulp] = perturb.respond_to(self.compute, rows=self.rows, runs=RUNS, seed=self.step.number, ulp=ulp, dtype=self.dtype)
         return made[ulp]
 
     def ledger(self) -> dict[str, np.ndarray]:
         """What a stack must answer of the step's inputs, exactly."""
         told = done_tensors(self.step, loss=0.0, grad_norm=0.0, learning_rate=self.rate)
-        return {name: value for name, value in told.items() if name not in (trajectory.LOSS, trajectory.NORM)} | {
-            "updates": np.array(self.before.updates + 1, np.int64)
-        }
+        updates = self.before.updates + bool(self.step.batches)
+        return {name: value for name, value in told.items() if name not in (LOSS, NORM)} | {"updates": np.array(updates, np.int64)}
 
     def initial(self) -> dict[str, np.ndarray]:
         """What a stack must answer of the state that a session begins with, exactly; of the first step alone."""
-        return {f"{INITIAL}{name}": value for name, value in state_tensors(self.before).items()} if self.step.number == 0 else {}
+        return {f"{INITIAL}{name}": value for name, value in state_tensors(self.before).items()} if self.begins else {}
+
+    @property
+    def begins(self) -> bool:
+        """Whether the step is a run's first, from the state that a run begins with."""
+        return self.step.number == 0 and self.before.updates == 0
+
+    def without_gradient(self) -> list[str]:
+        """The matrices whose gradient the structure makes exactly zero, and whose value is not: only decay moves them.
+
+        Of a linear whose B is zero that is A, and the other way round.
+        """
+        zero = {name for name, matrix in self.before.adapter.items() if not np.any(matrix)}
+        other = {".lora_a": ".lora_b", ".lora_b": ".lora_a"}
+        return [name for name in self.before.adapter if name not in zero and f"{name[:-7]}{other[name[-7:]]}" in zero]
 
 
-def cases(dtype: str) -> Iterator[StepCase]:
-    """The run's steps, each from the state that the reference has by then, which is rounded to the dtype after each step."""
+@cache
+def opened_run(spec: TrainingRun, dtype: Dtype) -> tuple[tempfile.TemporaryDirectory[str], Run]:
+    """A run of the table, ready to start, in a folder of its own: one for all checks, so that a session that is open serves them all."""
     folder = tempfile.TemporaryDirectory(prefix="twostack-trajectory-")
     home = Path(folder.name)
-    run = prepare(trajectory_run.write(home), cache=home / "cache", dtype="float64" if dtype == "float64" else None)
-    zeros = {name: np.zeros(matrix.shape, dtype) for name, matrix in run.initial.items()}
-    state = TrainerState(adapter={name: matrix.astype(dtype) for name, matrix in run.initial.items()}, m=zeros, v=zeros, updates=0)
+    return folder, prepare(trajectory_files.write(spec, home), cache=home / "cache", dtype="float64" if dtype == "float64" else None)
+
+
+def cases(spec: TrainingRun, dtype: Dtype) -> Iterator[StepCase]:
+    """The steps of a run that are asked for, each from the state that the reference has by then; and what else shows in one."""
+    folder, run = opened_run(spec, dtype)
+    for case in steps_of(run, folder=folder):
+        if case.step.number in spec.asked:
+            yield case
+        if case.step.number == spec.decays_at:
+            yield from decays(case)
+        if case.step.number == spec.asked[-1]:
+            return
+
+
+def steps_of(run: Run, *, rows: int = AT_ONCE, folder: tempfile.TemporaryDirectory[str] | None = None) -> Iterator[StepCase]:
+    """A run's steps, each from the state that the reference has by then, which is rounded to the state's dtype after each step."""
+    state, updates = initial_state(run), 0
     for step in run.steps.steps():
-        inputs = {dtype: state_tensors(state)}
-        case = StepCase(name=f"step {step.number + 1} of {run.steps.total}", inputs=inputs, folder=folder, run=run, step=step, before=state)
+        name = f"step {step.number + 1} of {run.steps.total}"
+        case = case_of(name, run, step, state, rows=rows, folder=folder)
         exact = case.exact()
         yield case
-        state = _state(exact, run, dtype, step.number + 1 - (step.number + 1 >= NOTHING_LEARNED))
+        updates += bool(step.batches)
+        state = _state(exact, run, updates - (step.number + 1 >= NOTHING_LEARNED))
 
 
-def _state(exact: Arrays, run: Run, dtype: str, updates: int) -> TrainerState:
-    adapter, m, v = ({name: exact[f"{part}.{name}"].astype(dtype) for name in run.initial} for part in PARTS)
+def decays(case: StepCase) -> Iterator[StepCase]:
+    """The same step where A's gradients are exactly zero, and where B's are: m and v stay zero, and only decay moves a weight."""
+    rng = np.random.default_rng(case.step.number)
+    for kind, other in (("a", "b"), ("b", "a")):
+        zeros = {name: np.zeros_like(matrix) for name, matrix in case.before.m.items()}
+        drawn = {
+            name: (0.3 * rng.standard_normal(matrix.shape)).astype(matrix.dtype) if name.endswith(f"lora_{kind}") else np.zeros_like(matrix)
+            for name, matrix in case.before.adapter.items()
+        }
+        before = TrainerState(adapter=drawn, m=zeros, v=zeros, updates=case.before.updates)
+        yield case_of(f"{case.name}, where {other.upper()} is zero", case.run, case.step, before, rows=case.rows, folder=case.folder)
+
+
+def case_of(
+    name: str, run: Run, step: Step, before: TrainerState, *, rows: int = AT_ONCE, folder: tempfile.TemporaryDirectory[str] | None = None
+) -> StepCase:
+    """A case of one step."""
+    inputs = {str(run.plan.dtype): state_tensors(before)}
+    return StepCase(name=name, inputs=inputs, run=run, step=step, before=before, rows=rows, folder=folder)
+
+
+def initial_state(run: Run) -> TrainerState:
+    """What a run begins with."""
+    dtype = state_dtype(run)
+    zeros = {name: np.zeros(matrix.shape, dtype) for name, matrix in run.initial.items()}
+    return TrainerState(adapter={name: matrix.astype(dtype) for name, matrix in run.initial.items()}, m=zeros, v=zeros, updates=0)
+
+
+def state_dtype(run: Run) -> str:
+    """Of adapter, m and v."""
+    return run.dtype or "float32"
+
+
+def _state(exact: Arrays, run: Run, updates: int) -> TrainerState:
+    adapter, m, v = ({name: exact[f"{part}.{name}"].astype(state_dtype(run)) for name in run.initial} for part in PARTS)
     return TrainerState(adapter=adapter, m=m, v=v, updates=updates)
 
 
@@ -134,20 +196,15 @@ class StepAsk:
 
     def send(self, process: StackProcess) -> Several:
         """Has the session opened, which it waits for; and asks, which it does not."""
-        case, session = self.case, _session(self.case.run)
-        if process.training != session or case.step.number == 0:
-            process.training = None
-            contract = case.run.contract.model_dump(mode="json")
-            process.request("train_open", {"session": session, "contract": contract, "dtype": case.run.dtype})
-            process.training = session
-        opened = {"session": session}
-        asked = [(INITIAL, process.submit("train_state", opened))] if case.step.number == 0 else []
+        case = self.case
+        session = opened(process, case.run, anew=case.begins)
+        asked = [(INITIAL, process.submit("train_state", session))] if case.begins else []
         return Several(
             parts=(
                 *asked,
-                ("", process.submit("train_state", opened, state_tensors(case.before))),
-                ("", process.submit("train_step", {**opened, "number": case.step.number})),
-                ("", process.submit("train_state", opened)),
+                ("", process.submit("train_state", session, state_tensors(case.before))),
+                ("", process.submit("train_step", {**session, "number": case.step.number})),
+                ("", process.submit("train_state", session)),
             )
         )
 
@@ -158,44 +215,25 @@ class StepAsk:
             ProtocolBroken: a tensor is missing, extra, of the wrong shape or dtype.
         """
         state = expected_state(self.case.run)
-        wanted = state | {name: ((), dtype) for name, dtype in DONE.items()}
-        wanted |= {f"{INITIAL}{name}": tensor for name, tensor in state.items()} if self.case.step.number == 0 else {}
-        for name in sorted({*wanted, *answered}):
-            got = (answered[name].shape, answered[name].dtype.name) if name in answered else None
-            if name in wanted and got is not None and name in ("samples", "batch_tokens") and len(got[0]) == 1:
-                got = ((), got[1])
-            if got != wanted.get(name):
-                raise ProtocolBroken(f"{stack}: broke the protocol: answered {name} as {got}, must be {wanted.get(name)}")
+        initial = {f"{INITIAL}{name}": tensor for name, tensor in state.items()} if self.case.begins else {}
+        require(stack, state | initial, ("",), answered)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Several:
-    """Requests on their way whose answers are one; each with what goes before its tensors' names."""
-
-    parts: Sequence[tuple[str, Pending]]
-
-    def result(self) -> Answer:
-        """Waits for all of them.
-
-        Raises:
-            HarnessError, RequestFailed: the first that failed.
-        """
-        tensors: dict[str, np.ndarray] = {}
-        busy: list[int] = []
-        failed: list[HarnessError | RequestFailed] = []
-        for before, pending in self.parts:
-            try:
-                answer = pending.result()
-            except (HarnessError, RequestFailed) as error:
-                failed.append(error)
-                continue
-            tensors |= {f"{before}{name}": tensor for name, tensor in answer.tensors.items()}
-            busy += answer.busy_ns
-        if failed:
-            raise failed[0]
-        return Answer({}, tensors, (min(busy), max(busy)))
+LISTS = {"samples": 1, "batch_tokens": 1, "batches": 2}
+"""Ledgers of a step that are lists, and their dimensions."""
 
 
-def _session(run: Run) -> str:
-    """Names a run and its dtype."""
-    return hashlib.sha256(f"{run.contract.model_dump_json()} {run.dtype}".encode()).hexdigest()
+def require(stack: str, state: dict[str, tuple[tuple[int, ...], str]], steps: Sequence[str], answered: Arrays) -> None:
+    """Holds an answer against a state's tensors, and DONE's of each step, whose names begin with one of `steps`.
+
+    Raises:
+        ProtocolBroken: a tensor is missing, extra, of the wrong shape or dtype.
+    """
+    wanted = state | {f"{step}{name}": ((), dtype) for step in steps for name, dtype in DONE.items()}
+    lists = {f"{step}{name}": dimensions for step in steps for name, dimensions in LISTS.items()}
+    for name in sorted({*wanted, *answered}):
+        got = (answered[name].shape, answered[name].dtype.name) if name in answered else None
+        if got is not None and lists.get(name) == len(got[0]):
+            got = ((), got[1])
+        if got != wanted.get(name):
+            raise ProtocolBroken(f"{stack}: broke the protocol: answered {name} as {got}, must be {wanted.get(name)}")

@@ -1,85 +1,155 @@
-"""The run of tier D: a small model, its tokenizer, JSONL rows and a contract, written into a folder as a user's own would lie there.
+"""The runs of tier D: small models, each odd in several ways at once, so that few of them cover what a contract can ask for.
 
-It is drawn from a seed, so it is the same in every run. One row in five is longer than seq_len and loses tokens; no two micro-batches need
-have the same number of supervised tokens; the last step of an epoch has fewer rows; clipping binds in some steps and not in others.
+Each shape of a micro-batch is a captured function of a stack that compiles, so that a run costs seconds before its first step: a new field
+of the contract goes into one of these runs if it can. Everything is drawn from a seed, so it is the same in every run of the gate.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import tokenizers
-from safetensors.numpy import save_file
+from contract.model.layout import GPT2Layout, Layout, LlamaLayout, MistralLayout, Qwen3Layout
+from contract.run.spec import Graph, Objective
 
-from contract.model.keymap import hugging_face_key
-from contract.model.layout import LlamaLayout
-from contract.run.spec import FineTuneContract
-from contract.worker.plan import GraphPlan, Lora
-from parity.checks.graph_draws import weights_of
-
-STEPS = 20
-"""5 epochs of 23 rows: 3 steps of 2 x 3 rows, and one of 3 + 2."""
-ROWS = 23
 SEED = 11
 
-LAYOUT = LlamaLayout(
-    vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=10,
-    max_position_embeddings=32, rms_norm_eps=0.02, rope_theta=70.0, attention_bias=False, mlp_bias=False, tie_word_embeddings=True,
-)  # fmt: skip
-
-_MARKUP = ("<|im_start|>", "<|im_end|>")
-_ROLES = ("system", "user", "assistant")
+Fields = Mapping[str, Mapping[str, Any]]
+"""Of a contract, section by section."""
 
 
-def write(folder: Path) -> FineTuneContract:
-    """Writes model, tokenizer and rows into a folder; the contract over them."""
-    rng = np.random.default_rng(SEED)
-    model = folder / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps(_config()))
-    plan = GraphPlan(layout=LAYOUT, dtype="float32", lora=Lora(rank=1, alpha=1.0))
-    save_file({hugging_face_key(name): weight for name, weight in weights_of(rng, plan).items()}, model / "model.safetensors")
-    words = _tokenizer(model / "tokenizer.json")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(_row(rng, words)) + "\n" for _ in range(ROWS)))
-    return contract(model, folder / "rows.jsonl")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingRun:
+    """A run: its model, its rows and its contract.
+
+    rows: of the train file. words: fewest and most of a prompt, and of a response. difficulty: rows have one.
+    fields: of the contract, but for what names files.
+    steps: how many optimiser steps that makes; asked: those that are compared. decays_at: after this one, two more show what decays.
+    """
+
+    name: str
+    title: str
+    layout: Layout
+    rows: int
+    words: tuple[tuple[int, int], tuple[int, int]] = ((2, 7), (1, 7))
+    difficulty: bool = False
+    graph: Graph = "full_causal"
+    objective: Objective = "chatml_supervised"
+    fields: Fields = field(default_factory=dict)
+    steps: int
+    asked: tuple[int, ...] = ()
+    decays_at: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Cases that are asked."""
+        return len(self.asked) + 2 * (self.decays_at is not None)
+
+    def changed(self, name: str, steps: int, **exec_: Any) -> TrainingRun:
+        """The same with other fields of exec."""
+        return replace(self, name=name, steps=steps, fields={**self.fields, "exec": {**self.fields["exec"], **exec_}})
 
 
-def contract(model: Path, rows: Path) -> FineTuneContract:
-    """A supervised run with LoRA on every linear: not packed, two micro-batches a step, warm-up, decay, clipping."""
-    fields: dict[str, dict[str, Any]] = {
-        "model": {"hf_repo": str(model)},
-        "data": {"train_file": str(rows), "validation_split": 0.0},
-        "adapter": {"method": "lora", "rank": 3, "alpha": 7.0},
-        "quant": {"base": "none"},
+def _rope(**fields: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 32, "rms_norm_eps": 0.02, "rope_theta": 70.0, **fields,
+    }  # fmt: skip
+
+
+LLAMA = TrainingRun(
+    name="llama", title="a Llama with LoRA on every linear; ragged micro-batches, short last steps of epochs, warm-up, clipping",
+    layout=LlamaLayout(**_rope(), attention_bias=False, mlp_bias=False, tie_word_embeddings=True),
+    rows=23, steps=20, asked=tuple(range(20)), decays_at=3,
+    fields={
+        "adapter": {"method": "lora", "rank": 3, "alpha": 7.0}, "quant": {"base": "none"},
         "exec": {
             "seq_len": 16, "batch_size": 3, "grad_accum": 2, "epochs": 5, "learning_rate": 0.005, "warmup_steps": 4, "weight_decay": 0.1,
-            "max_grad_norm": 7.5, "seed": SEED,
+            "max_grad_norm": 7.5,
         },
-    }  # fmt: skip
-    return FineTuneContract.model_validate({"lane": "research", **fields})
+    },
+)  # fmt: skip
+"""5 epochs of 23 rows: 3 steps of 2 x 3 rows, and one of 3 + 2. One row in five is longer than seq_len and loses tokens."""
 
+PACKED = TrainingRun(
+    name="packed", title="a packed Mistral with a window: dropout, patterns, rslora, curriculum, large learning rate and decay",
+    layout=MistralLayout(**_rope(num_hidden_layers=1), tie_word_embeddings=False, sliding_window=12),
+    rows=11, words=((1, 19), (1, 5)), difficulty=True, steps=5, asked=(0, 1, 2, 3, 4),
+    fields={
+        "data": {"curriculum": "difficulty", "truncation": "right"},
+        "adapter": {
+            "method": "lora", "rank": 3, "alpha": 5.0, "dropout": 0.3, "rslora": True, "rank_pattern": {"v_proj": 2, "layers.0.up_proj": 5},
+            "alpha_pattern": {"o_proj": 1.5, "layers.0.q_proj": 11.0},
+        },
+        "quant": {"base": "none"},
+        "exec": {
+            "seq_len": 28, "batch_size": 2, "grad_accum": 4, "epochs": 5, "learning_rate": 0.3, "warmup_steps": 1, "weight_decay": 2.5,
+            "max_grad_norm": 0.01, "packing": True,
+        },
+    },
+)  # fmt: skip
+"""A step is an epoch, so that the same rows unpacked and in one batch are the same step. The window is shorter than the longest rows, and
+so long that a short row would see the one before it."""
 
-def _config() -> dict[str, Any]:
-    """LAYOUT as config.json."""
-    return {**LAYOUT.model_dump(exclude_none=True), "architectures": ["LlamaForCausalLM"], "torch_dtype": "float32", "hidden_act": "silu"}
+WHOLE = PACKED.changed("whole", 5, packing=False, batch_size=11, grad_accum=1)
+"""What PACKED learns from, every row in a sequence of its own, in one batch."""
 
+RAGGED = PACKED.changed("ragged", 5, packing=False, batch_size=4, grad_accum=3)
+"""The same in micro-batches of 4, 4 and 3 rows."""
 
-def _tokenizer(path: Path) -> list[str]:
-    """Writes a tokenizer of whole words, one for each id of the model; its plain words."""
-    words = [f"word{number}" for number in range(LAYOUT.vocab_size - len(_MARKUP) - len(_ROLES) - 1)]
-    vocabulary = {word: index for index, word in enumerate((*_MARKUP, "[UNK]", *_ROLES, *words))}
-    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    library.add_special_tokens(list(_MARKUP))
-    library.save(str(path))
-    return words
+GPT2 = TrainingRun(
+    name="gpt2", title="a GPT-2 with LoRA on some linears, gradients as small as eps; rows and whole steps with nothing to learn",
+    layout=GPT2Layout(
+        vocab_size=61, hidden_size=30, intermediate_size=44, num_hidden_layers=1, num_attention_heads=3, head_dim=10,
+        num_key_value_heads=3, max_position_embeddings=29, layer_norm_epsilon=0.02, attn_pdrop=0.1, embd_pdrop=0.2, resid_pdrop=0.3,
+        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, activation_function="gelu_new", tie_word_embeddings=True,
+    ),
+    rows=9, words=((3, 13), (1, 3)), steps=10, asked=tuple(range(10)),
+    fields={
+        "data": {"truncation": "right"},
+        "adapter": {
+            "method": "lora", "rank": 2, "alpha": 1e-5, "dropout": 0.1, "target_modules": ["q_proj", "v_proj", "down_proj"],
+            "alpha_pattern": {"down_proj": 4.0},
+        },
+        "quant": {"base": "none"},
+        "exec": {
+            "seq_len": 16, "batch_size": 1, "grad_accum": 2, "epochs": 2, "learning_rate": 0.02, "warmup_steps": 0, "weight_decay": 0.3,
+            "max_grad_norm": 3.0, "max_skip_rate": 0.9, "checkpoint_every": 7,
+        },
+    },
+)  # fmt: skip
+"""Two epochs of 9 rows: four steps of two rows, and one of one."""
 
+PROXY = TrainingRun(
+    name="proxy", title="the proxy graph on an NF4 base, objective last_k",
+    layout=LlamaLayout(
+        **_rope(num_attention_heads=3, num_key_value_heads=1, head_dim=8), attention_bias=False, mlp_bias=False, tie_word_embeddings=True
+    ),
+    rows=7, graph="qlora_proxy_v1", objective="last_k", steps=4, asked=(0, 1, 2, 3),
+    fields={
+        "adapter": {"method": "qlora", "rank": 2, "alpha": 3.0, "dropout": 0.2, "targets": "lm_head_proxy", "rank_pattern": {"lm_head": 4}},
+        "quant": {"base": "nf4", "double_quant": False, "block_size": 32},
+        "exec": {
+            "seq_len": 12, "batch_size": 2, "grad_accum": 2, "epochs": 2, "learning_rate": 0.01, "warmup_steps": 1, "weight_decay": 0.2,
+            "max_grad_norm": 1.0, "ce_last_k": 3,
+        },
+    },
+)  # fmt: skip
+"""Absmax is not nested: about which offset is each stack's own sum, which tiers B and C hold to its bound."""
 
-def _row(rng: np.random.Generator, words: list[str]) -> dict[str, str]:
-    """A row of 2 to 7 words to read, and 1 to 7 to learn."""
-    chosen = rng.choice(words, 14)
-    asked, learned = int(rng.integers(2, 8)), int(rng.integers(1, 8))
-    return {"prompt": " ".join(chosen[:asked]), "response": " ".join(chosen[7 : 7 + learned])}
+NARROW = TrainingRun(
+    name="bfloat16", title="a Qwen3 in bfloat16 on an NF4 base: packed, windows in some layers, dropout",
+    layout=Qwen3Layout(**_rope(), attention_bias=True, tie_word_embeddings=True, sliding_window=5, max_window_layers=1),
+    rows=9, steps=4, asked=(0, 1, 2, 3),
+    fields={
+        "adapter": {"method": "qlora", "rank": 3, "alpha": 7.0, "dropout": 0.1},
+        "quant": {"base": "nf4", "double_quant": False, "block_size": 64},
+        "exec": {
+            "seq_len": 28, "batch_size": 2, "grad_accum": 2, "epochs": 2, "learning_rate": 0.005, "warmup_steps": 1, "weight_decay": 0.1,
+            "max_grad_norm": 1.0, "packing": True, "compute_dtype": "bfloat16",
+        },
+    },
+)  # fmt: skip
+
+RUNS = (LLAMA, PACKED, GPT2, PROXY, NARROW)

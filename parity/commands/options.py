@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from contract.errors import UserError
@@ -26,6 +27,36 @@ def devices(pairs: list[str]) -> dict[str, str]:
             raise UserError(f"--device is {pair!r}, must be STACK=DEVICE, as in tinygrad_lora=WEBGPU")
         devices[stack] = name
     return devices
+
+
+def failures_folder(given: Path | None) -> Path:
+    """Where files of failures go: a folder, which need not be there yet, or one in the user's cache.
+
+    Raises:
+        UserError: it is no folder.
+    """
+    from contract.worker.files import cache_folder  # NumPy, which most commands' start needs not
+
+    if given is not None and given.exists() and not given.is_dir():
+        raise UserError(f"--reproducers is {given}, a file; give a folder")
+    return given or cache_folder() / "failures"
+
+
+def require_profile(name: str) -> None:
+    """Raises UserError where there is no such profile."""
+    from parity import profiles
+
+    if name not in profiles.PROFILES:
+        raise UserError(f"there is no profile {name!r}; allowed: {', '.join(profiles.PROFILES)}")
+
+
+def require_questions(names: Iterable[str]) -> None:
+    """Raises UserError where there is no such question."""
+    from parity.checks.check import Question
+
+    for name in names:
+        if name not in set(Question):
+            raise UserError(f"--allow-uncovered is {name!r}; allowed: {', '.join(Question)}")
 
 
 def require_writable(*paths: Path | None) -> None:

@@ -2,12 +2,14 @@
 
 A section that is given the reference's inputs can't be wrong because of an earlier one, and an operation that is given the
 reference's taps can't be wrong because of another one: a local fault is told from drift, and every independent fault is found.
-The reference has the weights of one section at a time in memory. So has the stack, where the whole graph would take more than a
-quarter of the memory that is free; else it has the whole graph open, as the run had that failed.
+The reference has the weights and values of one section at a time in memory, and the inputs of a few (parity/reference/backwards.py). So has
+the stack, where the whole graph would take more than a quarter of the memory that is free; else it has the whole graph open, as the run
+had that failed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +24,13 @@ from contract.worker.plan import GraphPlan
 from contract.worker.process import StackProcess
 from parity.checks.check import Tell
 from parity.checks.graph_case import GraphAsk, GraphCase, open_graph, require_answer
-from parity.checks.graph_judges import by_kind, exact, reference, worst_ulp
-from parity.checks.graph_sections import RUNS, forced, inputs, operation_limits, operations, passed, widened
+from parity.checks.graph_judges import USED, by_kind, exact, reference, used, worst_ulp
+from parity.checks.graph_sections import RUNS, ShownAsk, asked, forced, inputs, operation_limits, operations, widened
 from parity.find.fault import Fault
 from parity.judge import confidence, perturb
-from parity.judge.verdict import Comparison, rows
+from parity.judge.verdict import Comparison, identical, rows
+from parity.reference.backwards import backwards
+from parity.reference.proxy import oracle
 
 NO_SINGLE_OPERATION = "no single operation: a tap is shown, and another value used"
 BETWEEN_SECTIONS = "no section: each is right alone, and wrong is how the whole graph joins them"
@@ -56,16 +60,16 @@ def faults(
     Raises:
         HarnessError, RequestFailed: as StackProcess.request.
     """
-    ulp = worst_ulp(plan.layout, declared)
-    trace = passed(case.in_dtype(plan.dtype))
-    found: list[_Found] = []
+    ulp, right = worst_ulp(plan.layout, declared), case.in_dtype(plan.dtype)
     sections = taps.sections(plan.blocks)
+    of_section: dict[str, list[_Found]] = {}
     whole = _bytes(plan) * 4 <= _free_bytes()
-    for done, section in enumerate(sections):
-        tell(f"{process.name}: looking for the operation in {section} ({done} of {len(sections)} done)")
-        given = inputs(case.in_dtype(plan.dtype), plan, section, trace)
-        found += _Section(case, plan if whole else _alone(plan, section), process, section, given, ulp).faults()
-        case.in_dtype(plan.dtype).forget()
+    for section, trace in backwards(oracle(right.plan, right.weight, right.adapter), right.plan, right.batch):
+        tell(f"{process.name}: looking for the operation in {section} ({len(of_section)} of {len(sections)} done)")
+        given = inputs(right, plan, section, trace)
+        of_section[section] = _Section(case, plan if whole else _alone(plan, section), process, section, given, ulp).faults()
+        right.forget()
+    found = [one for section in sections for one in of_section[section]]
     if not found and whole:
         tell(f"{process.name}: every section is right; looking at the whole graph")
         found += _whole(case, plan, process, declared)
@@ -81,6 +85,12 @@ def _whole(case: GraphCase, plan: GraphPlan, process: StackProcess, declared: Se
     sides = 2 if plan.dtype == "float64" else 1
     verdicts = by_kind(case.plan, answer, exact(trace, answer), response, plan.dtype, sides, confidence.FALSE_ALARM)
     case.forget()
+    if plan.dtype == perturb.STORED:
+        verdicts += [
+            one
+            for section in asked(plan)
+            for one in used(section, ShownAsk(case=case, plan=plan, section=section).send(process).result().tensors, answer)
+        ]
     wrong = next((one for one in verdicts if not one.passed), None)
     return [] if wrong is None else [_Found(operation=BETWEEN_SECTIONS, section="whole", direction="forward", comparison=wrong)]
 
@@ -119,9 +129,28 @@ class _Section:
         if not whole and self._plan.dtype != perturb.STORED:  # where each operation alone is held more closely
             return []
         local = list(self._operations())
-        if local or not whole:
+        if not local and not whole:
+            return list(self._shown())
+        if local:
             return local
         return [_Found(operation=NO_SINGLE_OPERATION, section=self._section, direction="forward", comparison=whole[0])]
+
+    def _shown(self) -> Iterator[_Found]:
+        """Taps that are shown and not used: put in their own place, they change what follows from them."""
+        first = self._answer(self._given)
+        own = [name for name in self._taps if name in first]
+        every = {f"override.{name}": first[name] for name in own[:-1]}
+        if not self._changed(first, every):
+            return
+        for name in own[:-1]:
+            if changed := self._changed(first, {f"override.{name}": first[name]}):
+                shown = dataclasses.replace(changed[0], tensor=name)
+                yield _Found(operation=NO_SINGLE_OPERATION, section=self._section, direction="forward", comparison=shown)
+
+    def _changed(self, first: Mapping[str, np.ndarray], overrides: Mapping[str, np.ndarray]) -> list[Comparison]:
+        answer = self._answer({**self._given, **overrides})
+        compared = [identical(name, answer[name], first[name], USED) for name in self._taps if name in first]
+        return [one for one in compared if not one.passed]
 
     def _operations(self) -> Iterator[_Found]:
         """Each tap, and each gradient, from the reference's taps and cotangents alone."""
@@ -154,21 +183,18 @@ class _Section:
 
     def _compare(self, tensors: Mapping[str, np.ndarray], only: str = "", *, alone: bool = False) -> list[Comparison]:
         """alone: every tap is overridden, so that each answered tensor is one operation's work."""
-        answer = self._process.request("block", {"graph": self._process.graph, "section": self._section}, tensors).tensors
-        batch, tokens = self._case.batch.ids.shape
-        expected = graph.expected_block_answer(self._plan, self._section, tensors, batch, tokens)
-        require_answer(self._process.name, expected, answer)
+        answer = self._answer(tensors)
         share = confidence.FALSE_ALARM / len(taps.sections(self._plan.blocks))
         if alone and self._plan.dtype == perturb.STORED:
-            asked = {name: answer[name] for name in expected if only in ("", name)}  # in the order of computation
-            return operations(asked, operation_limits(self._case, self._section, tensors, self._ulp, share))
+            answer = {name: answer[name] for name in answer if only in ("", name)}
+            return operations(answer, operation_limits(self._case, self._section, tensors, self._ulp, share))
         exact, response = perturb.respond_section(
             self._case.plan, self._section, self._case.weight, self._case.adapter, widened(tensors),
             runs=RUNS, seed=self._case.seed, ulp=self._ulp,
         )  # fmt: skip
         per_row = share / sum(response.rows[name].size for name in answer)
         comparisons = []
-        for name in expected:  # in the order of computation
+        for name in answer:
             if only and name != only:
                 continue
             # in float64 the reference errs as much as the stack
@@ -178,6 +204,14 @@ class _Section:
             observed, wanted = (array.reshape(1, 1) if array.ndim == 0 else array for array in (answer[name], exact[name]))
             comparisons.append(rows(name, observed, wanted, limit, "the reference's own inputs (docs/theory.md)"))
         return comparisons
+
+    def _answer(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """In the order of computation."""
+        answer = self._process.request("block", {"graph": self._process.graph, "section": self._section}, tensors).tensors
+        batch, tokens = self._case.batch.ids.shape
+        expected = graph.expected_block_answer(self._plan, self._section, tensors, batch, tokens)
+        require_answer(self._process.name, expected, answer)
+        return {name: answer[name] for name in expected}
 
 
 def _grouped(stack: str, found: Sequence[_Found]) -> list[Fault]:

@@ -127,15 +127,19 @@ def operation_limits(
 
 
 def respond_to(
-    compute: Callable[[Noise], Mapping[str, np.ndarray]], *, rows: int, runs: int = 30, seed: int, ulp: float
-) -> tuple[dict[str, np.ndarray], Response]:
+    compute: Callable[[Noise], Mapping[str, np.ndarray]], *, rows: int, runs: int = 30, seed: int, ulp: float, dtype: str = "float64",
+    injected: float | None = None,
+) -> tuple[dict[str, np.ndarray], Response]:  # fmt: skip
     """As `respond`, for any computation that shows its operations to a Noise: its exact results and their response, by name.
 
     Args:
         compute: gives arrays with a leading axis of runs.
         rows: how many rows one run takes, see ROWS_AT_ONCE.
+        dtype: what it is computed in; in bfloat16 the runs are that dtype's own.
+        injected: the u of the runs, where errors grow so far that first order ends before INJECTED.
     """
-    return _responded(compute, _Sizes(ulp, "alone"), INJECTED, rows=rows, runs=runs, seed=seed)
+    part, u = _injected(dtype)
+    return _responded(compute, _Sizes(ulp, part), u if injected is None else injected, rows=rows, runs=runs, seed=seed)
 
 
 def _responded(

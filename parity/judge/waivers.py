@@ -1,4 +1,4 @@
-"""Known, accepted failures: each with a reason and an end.
+"""Known, accepted failures: each with a reason, somebody who answers for it, and an end.
 
 A waiver that matches a failing cell turns it into `waived`. One that is expired or matches nothing fails
 the run, so that the list can only shrink.
@@ -18,7 +18,9 @@ FILE = Path("waivers.toml")
 
 
 class Waiver(BaseModel):
-    """Accepts one check's failure on one stack until a day.
+    """Accepts one check's failure on one stack until a day; what is an error or not covered stays so.
+
+    owner: who is to say what becomes of it.
 
     In waivers.toml::
 
@@ -26,6 +28,7 @@ class Waiver(BaseModel):
         check = "a.exp"
         stack = "my_stack"
         reason = "its exp is off by 40 ulp until issue 17"
+        owner = "ada@example.org"
         expires = 2027-01-31
     """
 
@@ -34,6 +37,7 @@ class Waiver(BaseModel):
     check: str
     stack: str
     reason: str = Field(min_length=1)
+    owner: str = Field(pattern=r"\S")
     expires: datetime.date
 
     def covers(self, check: str, stacks: tuple[str, ...]) -> bool:

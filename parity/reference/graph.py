@@ -23,7 +23,7 @@ from contract.worker.taps import EMBEDDING, HEAD, entering, linears, prefix, sec
 from parity.reference.graph_attention import visible
 from parity.reference.graph_block import Block, Parts
 from parity.reference.graph_ends import Head, rope_tables
-from parity.reference.graph_linear import LoraLinear, scaling
+from parity.reference.graph_linear import Dropout, LoraLinear, scaling
 from parity.reference.graph_norm import LayerNorm, RmsNorm
 from parity.reference.graph_operations import Constants
 from parity.reference.rounding import Exact, Noise, before, each, none, summed
@@ -67,17 +67,20 @@ class Oracle:
     """A plan's graph in float64.
 
     weight: a base weight's name -> its values (a base in NF4 dequantised already), asked for whenever they are used and not kept,
-    so that no more than a section's weights are in memory; adapter: matrix name -> values; noise: what errors to add, none by default.
+    so that no more than a section's weights are in memory; adapter: matrix name -> values; noise: what errors to add, none by default;
+    dropout: what a training step keeps of the inputs of A.
     """
 
     def __init__(
-        self, plan: GraphPlan, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray], *, noise: Noise | None = None
-    ) -> None:
+        self, plan: GraphPlan, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray], *, noise: Noise | None = None,
+        dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
         self._layout = plan.layout
         self._plan = plan
         self._stored = weight
         self._adapter = {name: matrix.astype(np.float64) for name, matrix in adapter.items()}
         self._noise = noise or Exact()
+        self._dropout = dropout
         self._constants = Constants(self._noise)
 
     def section(self, section: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -226,6 +229,7 @@ class Oracle:
                 bias_O=self._weight(f"{path}.bias") if name in layout.biased else None,
                 lora_a_RI=self._adapter.get(f"{path}.lora_a"), lora_b_OR=self._adapter.get(f"{path}.lora_b"),
                 scaling=scaling(lora.rank_of(path), lora.alpha_of(path), rslora=lora.rslora), constants=self._constants,
+                path=path, dropout=self._dropout,
             )  # fmt: skip
 
         return Block(

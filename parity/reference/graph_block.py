@@ -19,7 +19,7 @@ import numpy as np
 from contract.model.layout import GPT2Layout, Layout
 from parity.reference.graph_activation import Gelu, Silu
 from parity.reference.graph_attention import Attention, Rope, fold_of, heads
-from parity.reference.graph_linear import LoraLinear
+from parity.reference.graph_linear import LoraLinear, Low
 from parity.reference.graph_norm import LayerNorm, LayerNormed, RmsNorm, RmsNormed
 from parity.reference.graph_operations import Constants
 from parity.reference.rounding import each
@@ -48,7 +48,7 @@ class Block:
         self._tape = tape
         self._parts = parts
         self._inputs: dict[str, np.ndarray] = {}
-        self._ax: dict[str, np.ndarray | None] = {}
+        self._low: dict[str, Low | None] = {}
         self._normed: dict[str, RmsNormed | LayerNormed] = {}
 
     def forward(self, x_PBTD: np.ndarray, tables: tuple[np.ndarray, np.ndarray] | None, seen: np.ndarray) -> np.ndarray:
@@ -142,9 +142,9 @@ class Block:
         return y
 
     def _through(self, name: str, x: np.ndarray) -> np.ndarray:
-        y, self._ax[name] = self._parts.linear(name).forward(self._tape, x)
+        y, self._low[name] = self._parts.linear(name).forward(self._tape, x)
         self._inputs[name] = x
         return y
 
     def _back(self, name: str) -> None:
-        self._parts.linear(name).backward(self._tape, self._inputs.pop(name), self._ax.pop(name))
+        self._parts.linear(name).backward(self._tape, self._inputs.pop(name), self._low.pop(name))

@@ -32,14 +32,18 @@ class Constants:
 
 
 def product(x_PBTI: np.ndarray, weight_IO: np.ndarray) -> np.ndarray:
-    """x weight over the last axis: one matrix product for the rows of all runs."""
-    y: np.ndarray = x_PBTI.reshape(-1, x_PBTI.shape[-1]) @ weight_IO
+    """x weight over the last axis: one matrix product for the rows of all runs; or one each, where a run has its own weight [P, I, O]."""
+    y: np.ndarray
+    if weight_IO.ndim > 2:
+        y = x_PBTI.reshape(len(x_PBTI), -1, x_PBTI.shape[-1]) @ weight_IO
+        return y.reshape(len(y), *x_PBTI.shape[1:-1], weight_IO.shape[-1])
+    y = x_PBTI.reshape(-1, x_PBTI.shape[-1]) @ weight_IO
     return y.reshape(*x_PBTI.shape[:-1], weight_IO.shape[1])
 
 
 def product_size(y_PBTO: np.ndarray, x_PBTI: np.ndarray, weight_IO: np.ndarray) -> Mixed:
     """The size of the error of y = x weight."""
-    return once(products(y_PBTO, product(x_PBTI * x_PBTI, weight_IO * weight_IO), weight_IO.shape[0]), y_PBTO)
+    return once(products(y_PBTO, product(x_PBTI * x_PBTI, weight_IO * weight_IO), weight_IO.shape[-2]), y_PBTO)
 
 
 def outer(y_bar_PBTO: np.ndarray, x_PBTI: np.ndarray) -> np.ndarray:

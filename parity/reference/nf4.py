@@ -30,14 +30,14 @@ SMALLEST_SCALE = np.float32(1e-38)
 """A block's absmax is raised to this before it is inverted, so that a zero block divides by something."""
 
 
-def _dynamic_map() -> np.ndarray:
-    """The signed 8-bit dynamic data type (Dettmers 2016, arXiv:1511.04561): sorted float32 [256]."""
+def _dynamic_map(*, signed: bool) -> np.ndarray:
+    """The 8-bit dynamic data type (Dettmers 2016, arXiv:1511.04561): sorted float32 [256]; without a sign its bit is the fraction's."""
     values = [np.float32(0), np.float32(1)]
     for exponent in range(7):
-        boundaries = _linspace(0.1, 1.0, 2**exponent + 1)
+        boundaries = _linspace(0.1, 1.0, 2 ** (exponent + (not signed)) + 1)
         means = ((boundaries[:-1] + boundaries[1:]) / np.float32(2)).astype(np.float32)
         scaled = (np.float32(10.0 ** (exponent - 6)) * means).astype(np.float32)
-        values += [*scaled, *-scaled]
+        values += [*scaled, *-scaled] if signed else list(scaled)
     return np.sort(np.array(values, dtype=np.float32))
 
 
@@ -51,7 +51,7 @@ def _linspace(low: float, high: float, count: int) -> np.ndarray:
     return np.where(index < count // 2, from_low, from_high).astype(np.float32)
 
 
-DYNAMIC_MAP = _dynamic_map()
+DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP = _dynamic_map(signed=True), _dynamic_map(signed=False)
 DYNAMIC_MIDPOINTS = (np.float32(0.5) * (DYNAMIC_MAP[1:] + DYNAMIC_MAP[:-1])).astype(np.float32)
 
 

@@ -22,17 +22,18 @@ from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD, LM_HEAD, MIDDLE, PROXY_EPS, prefix, sections
 from parity.reference.graph import Batch, Oracle
 from parity.reference.graph_ends import Loss
-from parity.reference.graph_linear import LoraLinear, scaling
+from parity.reference.graph_linear import Dropout, LoraLinear, Low, scaling
 from parity.reference.graph_norm import RmsNorm, RmsNormed
 from parity.reference.rounding import Noise, Size, combined, each, none, once, rounded
 from parity.reference.tape import Kind, See, Tape
 
 
 def oracle(
-    plan: GraphPlan, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray], *, noise: Noise | None = None
-) -> Oracle:
+    plan: GraphPlan, weight: Callable[[str], np.ndarray], adapter: Mapping[str, np.ndarray], *, noise: Noise | None = None,
+    dropout: Dropout | None = None,
+) -> Oracle:  # fmt: skip
     """The reference of the graph that a plan names; arguments as of Oracle. `weight` of lm_head is the head's, NF4 or not."""
-    return (Oracle if plan.graph == "full_causal" else ProxyOracle)(plan, weight, adapter, noise=noise)
+    return (Oracle if plan.graph == "full_causal" else ProxyOracle)(plan, weight, adapter, noise=noise, dropout=dropout)
 
 
 class _Block(NamedTuple):
@@ -41,7 +42,7 @@ class _Block(NamedTuple):
     linear: LoraLinear
     normed: RmsNormed
     normed_PBTD: np.ndarray
-    ax_PBTR: np.ndarray | None
+    low: Low | None
 
 
 class _Head(NamedTuple):
@@ -50,7 +51,7 @@ class _Head(NamedTuple):
     linear: LoraLinear
     loss: Loss | None
     scaled_PBTD: np.ndarray
-    ax_PBTR: np.ndarray | None
+    low: Low | None
 
 
 class ProxyOracle(Oracle):
@@ -111,31 +112,31 @@ class ProxyOracle(Oracle):
         norm = RmsNorm(name="norm", weight_D=np.ones(x_PBTD.shape[-1]), eps=PROXY_EPS, constants=self._constants)
         normed, normed_PBTD = norm.forward(tape, x_PBTD)
         linear = self._linear(section, MIDDLE, "norm")
-        f_PBTD, ax_PBTR = linear.forward(tape, normed_PBTD)
+        f_PBTD, low = linear.forward(tape, normed_PBTD)
         share, size = self._divided(f_PBTD)
         y = x_PBTD + share
         y_PBTD = tape.tap("output", y, lambda: combined(size(), each(y)))
-        return _Block(linear, normed, normed_PBTD, ax_PBTR), y_PBTD
+        return _Block(linear, normed, normed_PBTD, low), y_PBTD
 
     def _block_backward(self, tape: Tape, block: _Block) -> np.ndarray:
         y_bar = tape.bar("output")
         tape.flow("input", y_bar)
         tape.flow(MIDDLE, *self._divided(y_bar))
-        block.linear.backward(tape, block.normed_PBTD, block.ax_PBTR)
+        block.linear.backward(tape, block.normed_PBTD, block.low)
         block.normed.backward(tape, "input")
         return tape.leave()
 
     def _head_forward(self, tape: Tape, x_PBTD: np.ndarray, labels_BT: np.ndarray | None) -> _Head:
         scaled_PBTD = tape.tap("scaled", *self._divided(tape.enter(x_PBTD)))
         linear = self._linear(HEAD, LM_HEAD, "scaled")
-        logits_PBTV, ax_PBTR = linear.forward(tape, scaled_PBTD)
+        logits_PBTV, low = linear.forward(tape, scaled_PBTD)
         loss = None if labels_BT is None else Loss(tape, LM_HEAD, logits_PBTV, labels_BT)
-        return _Head(linear, loss, scaled_PBTD, ax_PBTR)
+        return _Head(linear, loss, scaled_PBTD, low)
 
     def _head_backward(self, tape: Tape, head: _Head) -> np.ndarray:
         if head.loss is not None:
             head.loss.backward(tape)
-        head.linear.backward(tape, head.scaled_PBTD, head.ax_PBTR)
+        head.linear.backward(tape, head.scaled_PBTD, head.low)
         tape.flow("input", *self._divided(tape.bar("scaled")))
         return tape.leave()
 
@@ -152,5 +153,5 @@ class ProxyOracle(Oracle):
         return LoraLinear(
             name=name, input=source, weight_OI=self._weight(path), bias_O=None, lora_a_RI=self._adapter.get(f"{path}.lora_a"),
             lora_b_OR=self._adapter.get(f"{path}.lora_b"), scaling=scaling(lora.rank_of(path), lora.alpha_of(path), rslora=lora.rslora),
-            constants=self._constants,
+            constants=self._constants, path=path, dropout=self._dropout,
         )  # fmt: skip

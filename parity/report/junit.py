@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -42,11 +43,12 @@ def _case(result: Result) -> TestCase:
     match result.status:
         case Status.FAIL:
             failure = Failure(reason, "divergence")
-            failure.text = _printable(result.snippet)
+            replayed = f"parity replay {shlex.quote(result.reproducer)}" if result.reproducer else result.no_reproducer
+            failure.text = _printable("\n\n".join(text for text in (replayed, result.snippet) if text))
             case.result = [failure]
         case Status.ERROR | Status.NOT_COVERED:
             case.result = [Error(reason, result.status)]
-        case Status.NOT_APPLICABLE | Status.WAIVED:
+        case Status.NOT_APPLICABLE | Status.WAIVED | Status.UNCOVERED_ALLOWED | Status.LEFT_TO_NIGHTLY:
             case.result = [Skipped(reason)]
         case Status.PASS:
             pass

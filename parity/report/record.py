@@ -25,7 +25,9 @@ class Status(StrEnum):
     ERROR = "error"
     WAIVED = "waived"
     NOT_COVERED = "not_covered"
+    UNCOVERED_ALLOWED = "uncovered_allowed"
     NOT_APPLICABLE = "not_applicable"
+    LEFT_TO_NIGHTLY = "left_to_nightly"
 
 
 class _Record(BaseModel):
@@ -85,11 +87,16 @@ class Result(_Record):
     )
     seconds: float = Field(default=0.0, description="the run's time while this cell's check was asked, shared by its cells")
     reason: str = Field(default="", description="why it is not pass: what failed, died, was skipped or does not apply")
+    beneath: Status | None = Field(
+        default=None, description="of a failed cell: error or not_covered, where it is that as well; a waiver then shows it"
+    )
     tensors: tuple[TensorResult, ...] = ()
     controls: Controls = Controls()
     faults: tuple[Fault, ...] = Field(default=(), description="graphs: the operations at fault, found by bisect")
     again: str = Field(default="", description="the command that asks this cell again, with the same draws")
     snippet: str = Field(default="", description="a program that shows the failure again")
+    reproducer: str = Field(default="", description="the file that `parity replay` shows the failure from")
+    no_reproducer: str = Field(default="", description="why a failure has no such file")
 
 
 class StackRecord(_Record):
@@ -101,6 +108,27 @@ class StackRecord(_Record):
     versions: dict[str, str]
 
 
+class ContractRecord(_Record):
+    """The contract of a user's own run, as c.run and d.run took it."""
+
+    file: str
+    preset: str | None
+    settings: tuple[str, ...] = Field(description="KEY=VALUE over the file")
+    model: str | None = Field(description="a checkpoint in place of the contract's")
+    digest: str
+    asked: dict[str, tuple[str, ...]] = Field(description="check -> what of the run it took, or why nothing")
+    paths: dict[str, tuple[str, ...]] = Field(description="stack -> the production paths that its run takes")
+    declined: dict[str, str] = Field(description="stack -> why it does not take this run")
+
+
+class CheckTiming(_Record):
+    """Where a check's time went, in seconds."""
+
+    wall: float
+    by_stack: dict[str, float] = Field(description="busy with requests, of opening graphs too")
+    judging: float = Field(description="references, perturbed runs and verdicts; of a graph the reference is made while stacks are busy")
+
+
 class Timing(_Record):
     """Where the time went, in seconds. Overhead is what remains of the wall time while no stack was busy, over that busy time."""
 
@@ -108,6 +136,7 @@ class Timing(_Record):
     busy: float = Field(description="time during which at least one stack was computing")
     by_stack: dict[str, float]
     start: float = Field(description="starting the workers, before the first request")
+    checks: dict[str, CheckTiming] = Field(default={}, description="check -> where its time went")
 
     @property
     def overhead(self) -> float | None:
@@ -128,6 +157,8 @@ class Run(_Record):
     false_alarm: float = Field(description="probability that a run of stacks that are right fails by chance")
     mutants: tuple[str, ...] = ()
     model: str = Field(default="", description="the checkpoint of tier C: a name, a hub id or a folder")
+    contract: ContractRecord | None = Field(default=None, description="a user's own run")
+    rerun_of: str = Field(default="", description="when the run began whose cells that were not green this one asked again")
     stacks: tuple[StackRecord, ...]
     results: tuple[Result, ...]
     problems: tuple[str, ...] = Field(default=(), description="what makes the run red besides its cells: expired or unused waivers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -10,13 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.report import graphs
-from parity.report.record import Result, Run, Status
+from parity.report.record import ContractRecord, Result, Run, Status
 
 _STYLES = {
     Status.PASS: "green", Status.FAIL: "bold red", Status.ERROR: "bold magenta", Status.WAIVED: "yellow", Status.NOT_COVERED: "bold yellow",
-    Status.NOT_APPLICABLE: "dim",
+    Status.UNCOVERED_ALLOWED: "yellow", Status.NOT_APPLICABLE: "dim", Status.LEFT_TO_NIGHTLY: "dim",
 }  # fmt: skip
-_WORDS = {Status.NOT_COVERED: "uncovered"} | {status: str(status) for status in Status if status is not Status.NOT_COVERED}
+_WORDS = {status: str(status) for status in Status} | {
+    Status.NOT_COVERED: "uncovered", Status.UNCOVERED_ALLOWED: "uncovered (allowed)", Status.LEFT_TO_NIGHTLY: "nightly",
+}  # fmt: skip
 _QUESTIONS = {"same_function": "function", "precision": "precision", "fast_path": "fast path"}
 _SHORT_DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16"}
 
@@ -27,13 +30,19 @@ def show(run: Run, console: Console) -> None:
     if any(tensor.relative is not None for result in run.results for tensor in result.tensors):
         console.print(graphs.differences(run))
     for result in run.results:
-        if result.status not in (Status.PASS, Status.NOT_APPLICABLE):
+        if result.status not in (Status.PASS, Status.NOT_APPLICABLE, Status.LEFT_TO_NIGHTLY):
             console.print(_details(result))
             if result.again:
                 console.print(Text(f"  again: {result.again}"), soft_wrap=True)
-            if result.snippet:
+            if result.reproducer:
+                console.print(Text(f"  replay: parity replay {shlex.quote(result.reproducer)}"), soft_wrap=True)
+            elif result.no_reproducer:
+                console.print(Text(f"  no file to replay: {result.no_reproducer}"), soft_wrap=True)
+            if result.snippet and not result.reproducer:  # which says the same, of any size
                 console.print("  or, with .venv/bin/python:\n")
                 console.print(Text(result.snippet), soft_wrap=True)
+    if run.contract is not None:
+        console.print(_contract(run.contract), soft_wrap=True)
     for problem in run.problems:
         console.print(Text(f"waivers: {problem}", style="bold red"))
     console.print(_verdict(run))
@@ -91,13 +100,23 @@ def _details(result: Result) -> RenderableType:
     return Group(*parts)
 
 
+def _contract(contract: ContractRecord) -> Text:
+    """What of a user's run was asked, of whom, and which paths it takes there."""
+    lines = [f"\ncontract {contract.file}, digest {contract.digest}"]
+    lines += [f"  {check}: {told}" for check, asked in contract.asked.items() for told in asked]
+    lines += [f"  production paths on {stack}: {', '.join(paths) or 'none'}" for stack, paths in contract.paths.items()]
+    lines += [f"  {stack} does not take this run: {why}" for stack, why in contract.declined.items()]
+    return Text("\n".join(lines))
+
+
 def _verdict(run: Run) -> Text:
     counts = {status: sum(result.status is status for result in run.results) for status in Status}
     told = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
     known = run.timing.overhead is not None and run.timing.busy > 1
     overhead = f", engine overhead {max(0.0, run.timing.overhead or 0):.0%}" if known else ""
+    unasked = (Status.NOT_APPLICABLE, Status.LEFT_TO_NIGHTLY)
     planted = f"; PLANTED AND NOT SEEN: {', '.join(run.mutants)}" if run.mutants and run.exit_code == 0 else ""
-    nothing = "; nothing was asked, see: parity coverage" if all(one.status is Status.NOT_APPLICABLE for one in run.results) else ""
+    nothing = "; nothing was asked, see: parity coverage" if all(one.status in unasked for one in run.results) else ""
     style = "bold green" if run.exit_code == 0 else "bold red"
     seconds = run.timing.start + run.timing.wall
     tiers = f"tier{'s' * (len(run.tiers) > 1)} {', '.join(run.tiers)}"

@@ -6,7 +6,7 @@ from tinygrad import Device
 from tinygrad.helpers import DEV, PARALLEL
 
 from contract.errors import EnvironmentUnfit, MissingError, UserError
-from stacks.tinygrad_lora import compiler, memory, webgpu
+from stacks.tinygrad_lora import compiler, lowered, memory, webgpu
 from stacks.tinygrad_lora.failures import require_cache, telling
 
 _NEEDS = {
@@ -39,6 +39,7 @@ def open_beside(device: str) -> compiler.Compiler | None:
     if device == "WEBGPU":
         webgpu.prepare()
     require_cache()
+    lowered.keep()
     # kernels are compiled in this process: a pool starts cold, gains nothing on two cores, and outlives a worker that is killed
     PARALLEL.value = 0
     try:

@@ -79,9 +79,9 @@ def generate(
         ValueError: a prompt has an id beyond the vocabulary, or leaves too few positions; a logit is not finite.
     """
     _require(held, prompts, max_new_tokens)
-    watched, columns = watcher or Watcher(), _columns(max(map(len, prompts)))
+    watched, columns = watcher or Watcher(), columns_of(max(map(len, prompts)))
     rows = [_Row(number=number, prompt=prompt) for number, prompt in enumerate(prompts)]
-    room = _power_of_two(columns + min(max_new_tokens, _AHEAD))
+    room = power_of_two(columns + min(max_new_tokens, _AHEAD))
     prompt_passes = -(-len(rows) // SEQUENCES) * -(-columns // CHUNK)
     passes = min(prompt_passes, COMPILING) + (COMPILING if max_new_tokens > 1 else 0)
     decoder = Decoder(held, batch=min(len(rows), SEQUENCES), room=room, passes=passes, told=partial(_tell, watched))
@@ -159,12 +159,13 @@ def _padding(batch: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((batch, columns), np.int64), np.full((batch, columns), PADDING)
 
 
-def _columns(longest: int) -> int:
+def columns_of(longest: int) -> int:
     """Columns for prompts of so many tokens: 16, 32, 64, or a multiple of CHUNK."""
-    return min(max(_SMALLEST, _power_of_two(longest)), -(-longest // CHUNK) * CHUNK)
+    return min(max(_SMALLEST, power_of_two(longest)), -(-longest // CHUNK) * CHUNK)
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
+    """The smallest one that is no less."""
     return int(1 << (number - 1).bit_length())
 
 

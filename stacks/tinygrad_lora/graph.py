@@ -26,6 +26,10 @@ from stacks.tinygrad_lora.widen import wide
 Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 CAPTURED = 16
 """Captured functions that are kept: each holds the buffers of its outputs."""
+KEPT = 8
+"""Graphs whose functions are kept when another one is opened: questions of one case ask for several plans in turn."""
+LARGEST = 2**24
+"""Bytes of weights over which none are kept: such kernels take longer than their scheduling, and much memory."""
 OVERRIDE, BAR, SEEN = "override.", "bar.", "seen"
 _ADAPTER = (".lora_a", ".lora_b")
 
@@ -58,6 +62,20 @@ class Sections:
         captured = self._captured(kind, *((name, tensor.shape) for name, tensor in inputs.items()))
         # copied to the host at once: the next replay writes its outputs over these
         return {name: to_host(tensor) for name, tensor in captured(inputs).items() if wanted(name)}
+
+
+def sections_of(plan: GraphPlan, device: str, *, weights: int) -> Sections:
+    """A plan's sections, those of the last graph of the same plan where it is small: its weights and adapter come with each call.
+
+    Args:
+        weights: how many bytes they are.
+    """
+    return _kept(plan.model_dump_json(), device) if weights <= LARGEST else Sections(plan, device)
+
+
+@lru_cache(KEPT)
+def _kept(plan: str, device: str) -> Sections:
+    return Sections(GraphPlan.model_validate_json(plan), device)
 
 
 def compute(tensors: Mapping[str, Tensor], *, plan: GraphPlan, model: Model, section: str) -> dict[str, Tensor]:

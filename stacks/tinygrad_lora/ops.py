@@ -125,6 +125,13 @@ class TinygradLora:
 
         return respond(values, self._device, self._channel, require=self._require_plan)
 
+    @told
+    def score(self, tensors: Tensors | None = None, **values: Any) -> Reply:
+        """See `stacks.tinygrad_lora.score.respond`."""
+        from stacks.tinygrad_lora.score import respond
+
+        return respond(values, tensors or {}, self._device, require=self._require_plan)
+
     def train(self, **values: Any) -> Reply:
         """A whole run: see `contract.training.session.train`, and `stacks.tinygrad_lora.train.TinygradTrainer` for its computation."""
         from stacks.tinygrad_lora.train import respond
@@ -147,6 +154,13 @@ class TinygradLora:
     def train_step(self, **values: Any) -> Reply:
         """See `contract.training.stepwise.Stepwise.step`."""
         return self._stepwise.step(**values)
+
+    def train_paths(self, contract: Attributes) -> Reply:
+        """See `contract.training.paths.respond`."""
+        from contract.training.paths import respond
+        from stacks.tinygrad_lora.train import paths
+
+        return respond(contract, lambda run: paths(run.plan))
 
     @cached_property
     def _stepwise(self) -> Stepwise:

@@ -16,7 +16,7 @@ from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
 from contract.worker.taps import EMBEDDING, HEAD
 from stacks.tinygrad_lora import weights
-from stacks.tinygrad_lora.graph import BAR, OVERRIDE, SEEN, Sections
+from stacks.tinygrad_lora.graph import BAR, OVERRIDE, SEEN, Sections, sections_of
 from stacks.tinygrad_lora.host import rounded, to_device
 from stacks.tinygrad_lora.loss import next_tokens
 from stacks.tinygrad_lora.merge import merge_graph
@@ -46,7 +46,8 @@ class Session:
     def __init__(self, plan: GraphPlan, tensors: Arrays, *, device: str, channel: Channel | None) -> None:
         requests.require(requests.weights(plan) | requests.adapter(plan), tensors, "open")
         self.plan, self._device, self._channel = plan, device, channel
-        self._model, self._sections = build(plan), Sections(plan, device)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        self._model, self._sections = build(plan), sections_of(plan, device, weights=size)
         read = Weights(plan, weights.of_arrays(tensors), device)
         self._embeddings = read.embeddings() if EMBEDDING in plan.held else {}
         self._held: dict[str, dict[str, Tensor]] = {}

@@ -90,7 +90,7 @@ class TinygradTrainer:
     def __init__(self, run: Run, device: str, *, report: Progress = lambda **said: None) -> None:
         self._run, self._device, self._report, self._exec = run, device, report, run.contract.exec
         plan = with_paths(run.plan)
-        self.choices = tuple(f"path {path}" for path in ("chunked_loss", *plan.paths))
+        self.choices = tuple(f"path {path}" for path in paths(run.plan))
         self._graph, self._buckets = _open(run, plan, device, report)
         self._updates = 0
         self._captured: dict[tuple[Any, ...], Replay] = {}
@@ -177,6 +177,11 @@ class TinygradTrainer:
 def with_paths(plan: GraphPlan) -> GraphPlan:
     """The plan with the production paths that a run takes: products from NF4's codes, but in float64."""
     return plan.model_copy(update={"paths": ("nf4_linear",)}) if plan.base is not None and plan.dtype != "float64" else plan
+
+
+def paths(plan: GraphPlan) -> tuple[str, ...]:
+    """Every production path of a run: those of its graph, and the loss of its steps, which never holds the whole logits."""
+    return ("chunked_loss", *with_paths(plan).paths)
 
 
 def _open(run: Run, plan: GraphPlan, device: str, report: Progress) -> tuple[Adapted, Buckets]:

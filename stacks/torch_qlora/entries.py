@@ -116,16 +116,30 @@ def _clip_gradients(attrs: Attributes, tensors: TorchTensors) -> Answer:
 
 
 def _adamw_step(attrs: Attributes, tensors: TorchTensors) -> Answer:
-    settings = optim.AdamWSettings(
-        lr=attributes.number("adamw_step", attrs, "lr", least=0),
-        beta1=attributes.number("adamw_step", attrs, "beta1", least=0, below=1),
-        beta2=attributes.number("adamw_step", attrs, "beta2", least=0, below=1),
-        eps=attributes.number("adamw_step", attrs, "eps", least=0, included=False),
-        weight_decay=attributes.number("adamw_step", attrs, "weight_decay", least=0),
-    )
+    settings = _adamw_settings("adamw_step", attrs)
     before = optim.Moments(m_N=tensors["m"], v_N=tensors["v"], step=int(tensors["step"]))
     weight_N, after = optim.adamw_step(tensors["weight"], tensors["gradient"], before, settings)
     return {"weight_next": weight_N, "m_next": after.m_N, "v_next": after.v_N, "step_next": torch.tensor(after.step)}
+
+
+def _adamw_8bit_step(attrs: Attributes, tensors: TorchTensors) -> Answer:
+    # Imported here: bitsandbytes' optimisers are seconds that a worker without them need not wait.
+    from stacks.torch_qlora import optim_8bit
+
+    settings = _adamw_settings("adamw_8bit_step", attrs)
+    before = optim.Moments(m_N=tensors["m"], v_N=tensors["v"], step=int(tensors["step"]))
+    weight_N, after = optim_8bit.adamw_step(tensors["weight"], tensors["gradient"], before, settings)
+    return {"weight_next": weight_N, "m_next": after.m_N, "v_next": after.v_N, "step_next": torch.tensor(after.step)}
+
+
+def _adamw_settings(op: str, attrs: Attributes) -> optim.AdamWSettings:
+    return optim.AdamWSettings(
+        lr=attributes.number(op, attrs, "lr", least=0),
+        beta1=attributes.number(op, attrs, "beta1", least=0, below=1),
+        beta2=attributes.number(op, attrs, "beta2", least=0, below=1),
+        eps=attributes.number(op, attrs, "eps", least=0, included=False),
+        weight_decay=attributes.number(op, attrs, "weight_decay", least=0),
+    )
 
 
 def _nf4_quantize(attrs: Attributes, tensors: TorchTensors) -> Answer:
@@ -191,6 +205,7 @@ ENTRIES: Mapping[str, Entry] = {
     "lora_linear": Entry(compute=_lora_linear, dtypes=_BOTH),
     "clip_gradients": Entry(compute=_clip_gradients, dtypes=_BOTH),
     "adamw_step": Entry(compute=_adamw_step, dtypes=_BOTH),
+    "adamw_8bit_step": Entry(compute=_adamw_8bit_step),
     "nf4_quantize": Entry(compute=_nf4_quantize),
     "nf4_offset": Entry(compute=_nf4_offset),
     "nf4_nest": Entry(compute=_nf4_nest),

@@ -13,7 +13,7 @@ import torch
 from contract.artifacts.adapter import Adapter
 from contract.artifacts.adapter_fields import tensors_of
 from contract.artifacts.opening import named
-from contract.worker.generation import Answer, Generation
+from contract.worker.generation import Answer, Generation, Opens
 from contract.worker.graph import adapter as expected_adapter
 from contract.worker.plan import GraphPlan
 from contract.worker.serve import Channel
@@ -58,7 +58,7 @@ class Opened:
     notes: tuple[str, ...]
 
 
-def open_model(request: Generation, device: torch.device, report: Callable[[int, int], None] = lambda done, total: None) -> Opened:
+def open_model(request: Opens, device: torch.device, report: Callable[[int, int], None] = lambda done, total: None) -> Opened:
     """The graph that a request asks for.
 
     Args:

@@ -104,6 +104,12 @@ class TorchQlora:
 
         return respond(values, self._device, self._channel)
 
+    def score(self, tensors: Tensors | None = None, **values: Any) -> Reply:
+        """See `stacks.torch_qlora.score.respond`."""
+        from stacks.torch_qlora.score import respond
+
+        return respond(values, tensors or {}, self._device)
+
     def train(self, **values: Any) -> Reply:
         """A whole run: see `contract.training.session.train`, and `stacks.torch_qlora.train.TorchTrainer` for its computation."""
         from stacks.torch_qlora.train import respond
@@ -121,6 +127,13 @@ class TorchQlora:
     def train_step(self, **values: Any) -> Reply:
         """See `contract.training.stepwise.Stepwise.step`."""
         return self._stepwise.step(**values)
+
+    def train_paths(self, contract: Attributes) -> Reply:
+        """See `contract.training.paths.respond`."""
+        from contract.training.paths import respond
+        from stacks.torch_qlora import paths
+
+        return respond(contract, lambda run: paths.chosen(run, self._device)[0].paths)
 
     @cached_property
     def _stepwise(self) -> Stepwise:

@@ -52,8 +52,9 @@ def _cpu_name() -> str:
 
 
 def _cpu_notes() -> list[str]:
-    bfloat16 = "with" if functional.has_avx512bf16() else "without"
-    return [f"instructions: {torch.backends.cpu.get_cpu_capability()}, {bfloat16} AVX512-BF16"]
+    asks = getattr(functional, "has_avx512bf16", None)  # bitsandbytes before 0.49 has no kernels of its own there, and does not ask
+    bfloat16 = "bitsandbytes takes no AVX512-BF16" if asks is None else f"{'with' if asks() else 'without'} AVX512-BF16"
+    return [f"instructions: {torch.backends.cpu.get_cpu_capability()}, {bfloat16}"]
 
 
 def _dequantizes_the_wrong_shape() -> bool:

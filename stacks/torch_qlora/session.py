@@ -65,7 +65,7 @@ class Session:
         graph = self._opened(name)
         parameters = lora.parameters(graph)
         if tensors is None:
-            return Reply(tensors={path: _to_host(parameter.float().clone()) for path, parameter in parameters.items()})
+            return Reply(tensors={path: to_host(parameter.float().clone()) for path, parameter in parameters.items()})
         require(adapter(graph.plan), tensors, "state")
         with torch.no_grad():
             for path, parameter in parameters.items():
@@ -83,7 +83,7 @@ class Session:
         shown = Taps(keep=wanted)
         with torch.no_grad():
             graph.whole(self._batch(tensors), shown)
-        return Reply(tensors={tap: _to_host(shown.recorded[tap]) for tap in wanted})
+        return Reply(tensors={tap: to_host(shown.recorded[tap]) for tap in wanted})
 
     def gradients(self, name: str, taps: Sequence[str], tensors: Tensors) -> Reply:
         """The wanted taps, and `grad.NAME` of the loss with respect to each adapter matrix.
@@ -97,7 +97,7 @@ class Session:
         with torch.enable_grad():
             graph.whole(self._batch(tensors), shown)
         gradients = _gradients([(shown.recorded["loss"], None)], lora.parameters(graph))
-        return Reply(tensors={tap: _to_host(shown.recorded[tap]) for tap in wanted} | gradients)
+        return Reply(tensors={tap: to_host(shown.recorded[tap]) for tap in wanted} | gradients)
 
     def block(self, name: str, section: str, tensors: Tensors) -> Reply:
         """One section alone, on given inputs, overrides and cotangents.
@@ -121,7 +121,7 @@ class Session:
         with torch.set_grad_enabled(bool(bars)):
             graph.run_section(section, given, shown)
         gradients = _gradients([(shown.recorded[full[tap]], bar) for tap, bar in bars.items()], leaves)
-        return Reply(tensors={tap: _to_host(shown.recorded[full[tap]]) for tap in expected if not tap.startswith("grad.")} | gradients)
+        return Reply(tensors={tap: to_host(shown.recorded[full[tap]]) for tap in expected if not tap.startswith("grad.")} | gradients)
 
     def merge(self, name: str, linears: Sequence[str] | None = None) -> Reply:
         """See `stacks.torch_qlora.merge.merge_graph`."""
@@ -202,14 +202,15 @@ def _gradients(outputs: Sequence[tuple[torch.Tensor, torch.Tensor | None]], leav
     """`grad.NAME` of the sum of <output, cotangent> (None is 1) with respect to each leaf; zero where no output follows from it."""
     live = [(output, bar) for output, bar in outputs if output.requires_grad]
     if not live or not leaves:
-        return {f"grad.{name}": _to_host(torch.zeros_like(leaf)) for name, leaf in leaves.items()}
+        return {f"grad.{name}": to_host(torch.zeros_like(leaf)) for name, leaf in leaves.items()}
     gradients = torch.autograd.grad(
         [output for output, _ in live], list(leaves.values()), [bar for _, bar in live], allow_unused=True, materialize_grads=True
     )
-    return {f"grad.{name}": _to_host(gradient) for name, gradient in zip(leaves, gradients, strict=True)}
+    return {f"grad.{name}": to_host(gradient) for name, gradient in zip(leaves, gradients, strict=True)}
 
 
-def _to_host(value: torch.Tensor) -> np.ndarray:
+def to_host(value: torch.Tensor) -> np.ndarray:
+    """A tensor's values."""
     host = value.detach().contiguous().cpu()
     if host.dtype == torch.bfloat16:  # NumPy has none of its own
         return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

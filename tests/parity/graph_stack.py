@@ -1,19 +1,19 @@
 """A stack that opens whole graphs, in this process: the float64 reference itself, with what a test changes in its plan or weights.
 
-In float64 it differs from the reference by that change and by nothing else; in float32 and bfloat16 every answer is rounded once
-more, and in bfloat16 weights and adapter are rounded first.
+In float64 it differs from the reference by that change and by nothing else; in float32 every answer is rounded once more; in bfloat16
+weights and adapter are rounded first, and each tap before it is used.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from contract.model.layout import MODEL_TYPES
-from contract.worker import graph
+from contract.worker import graph, taps
 from contract.worker.answers import Answer, RequestFailed
 from contract.worker.capabilities import Graphs
 from contract.worker.plan import GraphPlan, Lora, Nf4
@@ -22,6 +22,7 @@ from parity.checks.graph_case import GraphCase
 from parity.checks.graph_layouts import OPTIONS, PLAIN, Recipe
 from parity.checks.graph_sections import widened
 from parity.reference.graph import Batch, Oracle
+from parity.reference.rounding import Size
 from tests.parity.numpy_stack import CAPABILITIES as PRIMITIVES
 from tests.parity.numpy_stack import Done
 
@@ -35,6 +36,14 @@ CAPABILITIES = PRIMITIVES.model_copy(
         )
     }
 )  # fmt: skip
+TAPS = {
+    tap.name
+    for recipe in (recipe for recipes in (*PLAIN.values(), *OPTIONS.values()) for recipe in recipes)
+    for section in ("embedding", "layers.0", "head")
+    for tap in taps.section_taps(GraphPlan(layout=recipe.layout, dtype="float64", lora=recipe.lora), section)
+} - {"loss"}
+"""What a graph in bfloat16 stores."""
+
 ChangePlan = Callable[[GraphPlan], GraphPlan]
 Spoil = Callable[[str, np.ndarray], np.ndarray]
 
@@ -59,6 +68,20 @@ def with_lora(**changes: Any) -> ChangePlan:
     return lambda plan: plan.model_copy(update={"lora": Lora(**{**plan.lora.model_dump(), **changes})})
 
 
+class Stored:
+    """A Noise that rounds each tap to bfloat16 where it is computed, but for the loss and for those that are kept."""
+
+    ulp, mixed = 0.0, False
+
+    def __init__(self, keeps: Sequence[str]) -> None:
+        self._keeps = keeps
+
+    def __call__(self, site: str, value: np.ndarray, size: Size) -> np.ndarray:
+        """The value that follows; `site` is SECTION/NAME."""
+        name = site.rpartition("/")[2]
+        return value.astype("bfloat16").astype(np.float64) if name in TAPS and name not in self._keeps else value
+
+
 class GraphStack:
     """What the engine and bisect need of a StackProcess.
 
@@ -66,6 +89,7 @@ class GraphStack:
         change: what this stack makes of the plan that it is given.
         weigh: what it makes of a weight, by name.
         spoil: what it makes of an answer of a whole graph, by name: a tap shown wrongly.
+        keeps: taps that it shows in bfloat16 and goes on with unrounded.
     """
 
     def __init__(
@@ -75,9 +99,11 @@ class GraphStack:
         change: ChangePlan = lambda plan: plan,
         weigh: Spoil = lambda name, weight: weight,
         spoil: Spoil = lambda name, answer: answer,
+        keeps: Sequence[str] = (),
     ) -> None:
-        self.name, self._change, self._weigh, self._spoil = name, change, weigh, spoil
+        self.name, self._change, self._weigh, self._spoil, self.keeps = name, change, weigh, spoil, tuple(keeps)
         self.graph: str | None = None
+        self.busy: list[tuple[int, int]] = []
         self.asked: list[str] = []
         self._tensors: dict[str, np.ndarray] = {}
 
@@ -125,7 +151,8 @@ class GraphStack:
 
     def _oracle(self) -> Oracle:
         adapter = {name: self._held(self._tensors[name]) for name in graph.adapter(self._plan)}
-        return Oracle(self._change(self._plan), lambda name: self._weigh(name, self._held(self._tensors[name])), adapter)
+        noise = Stored(self.keeps) if self._plan.dtype == "bfloat16" else None
+        return Oracle(self._change(self._plan), lambda name: self._weigh(name, self._held(self._tensors[name])), adapter, noise=noise)
 
     def _held(self, tensor: np.ndarray) -> np.ndarray:
         return tensor.astype("bfloat16").astype(np.float32) if self._plan.dtype == "bfloat16" else tensor

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.special import erf
 
+from parity.reference import nf4
+
 Arrays = dict[str, np.ndarray]
 Attributes = Mapping[str, Any]
 Tensors = Mapping[str, np.ndarray]
@@ -218,10 +220,25 @@ def adamw_step(attrs: Attributes, t: Tensors) -> Arrays:
     return {"weight_next": weight, "m_next": m, "v_next": v, "step_next": np.asarray(step, dtype=np.int64)}
 
 
+def adamw_8bit_step(attrs: Attributes, t: Tensors) -> Arrays:
+    """The plain step; then each moment's nearest of the 256 values times its block's absmax, where there are 4,096 moments or more."""
+    answer = adamw_step(attrs, t)
+    if len(t["weight"]) >= 4096:
+        for name, table in (("m_next", nf4.DYNAMIC_MAP), ("v_next", nf4.UNSIGNED_DYNAMIC_MAP)):
+            blocks = np.pad(answer[name], (0, -len(t["weight"]) % 256)).reshape(-1, 256)
+            absmax = np.abs(blocks).max(axis=1, keepdims=True)
+            scaled = blocks / np.where(absmax > 0, absmax, np.float32(1))
+            after = np.clip(np.searchsorted(table, scaled), 1, 255)
+            codes = np.where(scaled - table[after - 1] < table[after] - scaled, after - 1, after)
+            answer[name] = (table[codes] * absmax).reshape(-1)[: len(t["weight"])]
+    return answer
+
+
 PRIMITIVES: Mapping[str, Compute] = {
     compute.__name__: compute
     for compute in (
-        embedding, rms_norm, layer_norm, rope_tables, rope, softmax, attention, silu, gelu, swiglu, lora_linear, clip_gradients, adamw_step
+        embedding, rms_norm, layer_norm, rope_tables, rope, softmax, attention, silu, gelu, swiglu, lora_linear, clip_gradients, adamw_step,
+        adamw_8bit_step,
     )
 }  # fmt: skip
 

@@ -95,7 +95,7 @@ GRAPHS = Graphs(
     patterns=True,
 )  # fmt: skip
 NEEDS = GraphNeeds(
-    model_types=("mistral",), nf4=True, path="checkpoint", layout_options=("sliding_window",), packing=True, patterns=True
+    model_types=("mistral",), nf4=True, paths=("checkpoint",), layout_options=("sliding_window",), packing=True, patterns=True
 )  # fmt: skip
 
 

@@ -14,10 +14,11 @@ from contract.errors import MissingError
 from contract.worker.discover import StackInfo
 from contract.worker.process import StackProcess
 from parity import cells as matrix
+from parity.busy import busy_seconds
 from parity.cells import Cell, Device
 from parity.checks import registry
 from parity.checks.check import Case, Check, Plan
-from parity.engine import Engine, busy_seconds
+from parity.engine import Engine
 from parity.judge import controls
 from parity.judge.verdict import Comparison
 from parity.profiles import Profile

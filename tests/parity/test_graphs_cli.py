@@ -13,6 +13,7 @@ import pytest
 
 from contract.worker import discover
 from parity import cli
+from parity.commands.options import failures_folder
 from tests.contract.model import tiny_checkpoint
 
 Parity = Callable[..., tuple[object, str, str]]
@@ -25,6 +26,7 @@ def parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def run(*arguments: str) -> tuple[object, str, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("parity.commands.run.failures_folder", lambda given: failures_folder(given or tmp_path / "cache" / "failures"))
         monkeypatch.setattr(sys, "argv", ["parity", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:

@@ -15,19 +15,30 @@ import jsonschema
 import pytest
 import typer.main
 
-from parity import cli, session
+from parity import cli, rerunning, session
 from parity.checks import registry
+from parity.commands.options import failures_folder
 from tests.parity.numpy_stack import CAPABILITIES, configure
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "run.schema.json"
 STACKS = ("--stacks", "one,two", "--profile", "quick")
 
+WAIVER = '[[waiver]]\ncheck = "a.matmul"\nstack = "two"\nreason = "issue 17"\nowner = "ada"\nexpires = 2999-01-01\n'
+
 OPTIONS = {
     "run": {
         "--tier", "--only", "--stacks", "--device", "--profile", "--seed", "--time-budget", "--mutant", "--model", "--json",
-        "--junit", "--help",
+        "--junit", "--reproducers", "--contract", "--preset", "--set", "--allow-uncovered", "--waivers", "--rerun-failed",
+        "--from", "--help",
     },
+    "replay": {"--stacks", "--device", "--model", "--no-mutants", "--help"},
+    "explain": {"--help"},
     "bisect": {"--question", "--stacks", "--device", "--profile", "--seed", "--mutant", "--model", "--help"},
+    "capture": {"--stack", "--out", "--tier", "--only", "--device", "--profile", "--seed", "--mutant", "--model", "--help"},
+    "compare": {"--json", "--junit", "--help"},
+    "compare-env": {
+        "--stack", "--tier", "--only", "--device", "--profile", "--seed", "--mutant", "--model", "--json", "--help",
+    },
     "doctor": {"--help"},
     "coverage": {"--write", "--help"},
 }  # fmt: skip
@@ -64,6 +75,7 @@ def parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(folder: Path, *arguments: str) -> Done:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("parity.commands.run.failures_folder", lambda given: failures_folder(given or folder / "cache" / "failures"))
         monkeypatch.setattr(sys, "argv", ["parity", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
@@ -206,11 +218,36 @@ def test_a_parity_toml_that_is_not_sound_is_usage(parity: Parity, tmp_path: Path
 def test_waivers_toml_of_the_current_folder_is_read(parity: Parity, folder: Path) -> None:
     (folder / "waivers.toml").write_text("[[waiver]]\ncheck = 'a.matmul'\n")
     one_line(parity(folder, "run", *STACKS), 2, "waivers.toml")
-    (folder / "waivers.toml").write_text('[[waiver]]\ncheck = "a.matmul"\nstack = "two"\nreason = "issue 17"\nexpires = 2999-01-01\n')
+    (folder / "waivers.toml").write_text(WAIVER)
     done = parity(folder, "run", "--only", "a.matmul", *STACKS, "--device", "two=NEGATED")
     assert done.code == 0
     assert "waived" in done.stdout
     assert "issue 17" in done.stdout
+
+
+def test_a_waiver_file_of_another_name(parity: Parity, folder: Path) -> None:
+    (folder / "waivers.toml").write_text("no toml")
+    (folder / "mine.toml").write_text(WAIVER)
+    done = parity(folder, "run", "--only", "a.matmul", *STACKS, "--device", "two=NEGATED", "--waivers", "mine.toml")
+    assert done.code == 0, done.stderr
+    assert "issue 17 (ada, until 2999-01-01)" in done.stdout
+
+
+def test_rerun_failed_asks_the_red_cells_of_the_last_run(parity: Parity, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rerunning, "cache_folder", lambda: folder / "cache")
+    one_line(parity(folder, "run", "--rerun-failed"), 2, "no run of this folder is kept")
+    green = parity(folder, "run", "--only", "a.matmul", *STACKS, "--json", "green.json")
+    assert green.code == 0
+    one_line(parity(folder, "run", "--rerun-failed"), 4, "there is nothing to ask again")
+    red = parity(folder, "run", "--only", "a.matmul", *STACKS, "--device", "two=NEGATED", "--seed", "3")
+    assert red.code == 1
+    one_line(parity(folder, "run", "--rerun-failed", "--seed", "4"), 2, "--rerun-failed has --seed from the run that it asks again")
+    again = parity(folder, "run", "--rerun-failed", "--json", "again.json")
+    assert again.code == 1
+    assert "3 cells of the run of" in again.stdout
+    record = json.loads((folder / "again.json").read_text())
+    assert (record["seed"], len(record["results"])) == (3, 3)
+    one_line(parity(folder, "run", "--rerun-failed", "--from", "green.json"), 4, "there is nothing to ask again")
 
 
 def test_a_cuda_device_that_is_not_here_is_exit_4(parity: Parity, tmp_path: Path) -> None:

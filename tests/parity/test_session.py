@@ -68,6 +68,10 @@ def test_a_green_run(go: Go) -> None:
     assert all(result.reason for result in explained)
 
 
+def test_the_order_of_stacks_means_nothing(go: Go) -> None:
+    assert go("a.matmul", stacks=("two", "one")).exit_code == 0
+
+
 def test_progress_is_told(known: dict[str, StackInfo], go: Go, tmp_path: Path) -> None:
     told: list[object] = []
     options = Options(checks=("a.matmul",), profile="quick", waiver_file=tmp_path / "none.toml")
@@ -173,7 +177,7 @@ def test_a_check_outside_of_the_asked_tiers_is_a_usage_error(go: Go) -> None:
 
 def waiver(check: str, stack: str, days: int) -> str:
     expires = TODAY + datetime.timedelta(days=days)
-    return f'[[waiver]]\ncheck = "{check}"\nstack = "{stack}"\nreason = "issue 17"\nexpires = {expires.isoformat()}\n'
+    return f'[[waiver]]\ncheck = "{check}"\nstack = "{stack}"\nreason = "issue 17"\nowner = "ada"\nexpires = {expires.isoformat()}\n'
 
 
 def test_a_used_waiver_is_exit_0(go: Go) -> None:
@@ -181,7 +185,7 @@ def test_a_used_waiver_is_exit_0(go: Go) -> None:
     assert run.exit_code == 0
     waived = [result for result in run.results if result.status is Status.WAIVED]
     assert {result.stacks for result in waived} == {("one", "two"), ("two",)}
-    assert all(result.reason.startswith("issue 17 (until") for result in waived)
+    assert all(result.reason.startswith("issue 17 (ada, until") for result in waived)
     assert all("y[" in result.reason for result in waived), "what failed stays readable"
 
 

@@ -71,3 +71,17 @@ def test_nan_has_no_tightness_and_is_an_alarm() -> None:
     one.example([comparison(math.nan)], CASE, drawn=True)
     got = result(one)
     assert (got.alarms, got.tensors[0].tightness) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "missing", "beneath"), [("a worker died", "", Status.ERROR), ("", "no time was left", Status.NOT_COVERED), ("", "", None)]
+)
+def test_what_a_failed_cell_has_besides_is_kept(error: str, missing: str, beneath: Status | None) -> None:
+    one = tally()
+    one.example([comparison(2.0)], CASE, drawn=True)
+    one.error = error
+    got = one.result(missing=missing, seconds=1.0, again="", snippet="")
+    assert (got.status, got.beneath) == (Status.FAIL, beneath)
+    right = tally()
+    right.example([comparison(0.5)], CASE, drawn=True)
+    assert result(right).beneath is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract.data.steps import Step
 from contract.errors import ContractError
 from contract.run.spec import FineTuneContract
 from contract.training.inputs import Run, prepare
 from contract.training.loop import drive
-from contract.training.stepwise import DONE, Stepwise
-from contract.training.trainer import TrainerState
+from contract.training.stepwise import DONE, Stepwise, digest_of
+from contract.training.trainer import StepDone, TrainerState
 from tests.contract.training import toy_run
 from tests.contract.training.toy_stack import ToyTrainer
 
@@ -69,6 +71,29 @@ def test_all_steps_of_a_session_are_the_run_that_a_user_has(folder: Path, tmp_pa
     for part in ("adapter", "m", "v"):
         for name, matrix in getattr(wanted, part).items():
             assert found[f"{part}.{name}"].tobytes() == matrix.tobytes()
+
+
+def test_a_digest_tells_what_a_trainer_made_of_its_batches(folder: Path) -> None:
+    """Of every array and of the shape; taken after the step, so that a trainer that writes into its batch is seen."""
+
+    class Writes(ToyTrainer):
+        def step(self, step: Step, learning_rate: float) -> StepDone:
+            done = super().step(step, learning_rate)
+            step.batches[-1].labels_BT[0, -1] += 1
+            return done
+
+    right, wrong = (opened(folder, trainer=trainer).step("it", 1).tensors["batches"] for trainer in (ToyTrainer, Writes))
+    assert right.dtype == np.uint8
+    assert right.shape[1] == 32
+    assert np.array_equal(right[:-1], wrong[:-1])
+    assert not np.array_equal(right[-1], wrong[-1])
+    batch = next(toy_run.run_of(folder).steps.steps(1)).batches[0]
+    assert np.array_equal(digest_of(batch), right[0])
+    for name, array in vars(batch).items():
+        if name != "lengths_B":  # what they say, segments say
+            assert not np.array_equal(digest_of(dataclasses.replace(batch, **{name: array + 1})), right[0]), name
+    turned = dataclasses.replace(batch, **{name: array.reshape(1, -1) for name, array in vars(batch).items() if name != "lengths_B"})
+    assert not np.array_equal(digest_of(turned), right[0])
 
 
 def test_a_step_starts_from_the_state_that_is_given(folder: Path) -> None:

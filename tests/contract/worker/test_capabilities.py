@@ -40,6 +40,9 @@ def test_a_stack_trains_only_what_it_opens() -> None:
     """A model type is in `training` only where tier C can pass for it: where the stack opens its graph."""
     for stack in discover.installed().values():
         training, graphs = stack.capabilities.training, stack.capabilities.graphs
+        if stack.capabilities.lane == "witness":
+            assert (training, graphs, stack.capabilities.operations) == (None, None, {})
+            continue
         assert training is not None
         assert graphs is not None
         assert set(training.graphs.get("full_causal", ())) <= set(graphs.architectures)

@@ -178,9 +178,20 @@ def test_no_tensor_may_be_longer_than_the_others_have_it(op: str, attrs: dict[st
                     expected_answer(operation, attrs, {**tensors, name: longer})
 
 
+def test_adamw_in_8_bits_takes_float32_alone() -> None:
+    operation, attrs = OPERATIONS["adamw_8bit_step"], {"lr": 1.0, "beta1": 0.5, "beta2": 0.5, "eps": 1.0, "weight_decay": 0.0}
+    tensors = {**zeros(weight=(5,), gradient=(5,), m=(5,), v=(5,)), "step": np.zeros((), np.int64)}
+    after = dict.fromkeys(("weight_next", "m_next", "v_next"), ((5,), "float32"))
+    assert expected_answer(operation, attrs, tensors) == {**after, "step_next": ((), "int64")}
+    wide = {name: array.astype("float64") if array.dtype == "float32" else array for name, array in tensors.items()}
+    with pytest.raises(ValueError, match="weight is float64, must be float32"):
+        expected_answer(operation, {**attrs, "dtype": "float64"}, wide)
+
+
 def test_the_primitives_are_all_here() -> None:
     """An operation that is added to the table is added to this one, or tested by itself above."""
-    alone = {"matmul", "linear", "cross_entropy", "elementary", *(name for name in OPERATIONS if name.startswith("nf4_"))}
+    alone = {"matmul", "linear", "cross_entropy", "elementary", "adamw_8bit_step"}
+    alone |= {name for name in OPERATIONS if name.startswith("nf4_")}
     assert {one[0] for one in PRIMITIVES} == set(OPERATIONS) - alone
 
 

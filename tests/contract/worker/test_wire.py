@@ -141,7 +141,9 @@ def test_names_that_safetensors_cant_hold_are_refused(name: str) -> None:
         encoded({}, {name: np.zeros(1)})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32(1), b"bytes", {1, 2}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), np.float32(1), b"bytes", {1, 2}, object()], ids=["nan", "inf", "numpy", "bytes", "set", "object"]
+)
 def test_headers_that_json_cant_hold_are_refused(value: object) -> None:
     pipe = io.BytesIO()
     with pytest.raises(wire.WireError, match="a header that can't travel"):

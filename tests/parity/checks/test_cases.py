@@ -14,7 +14,7 @@ from contract.worker.operation import expected_answer
 from contract.worker.operations import OPERATIONS
 from parity.checks import registry, strategies
 from parity.checks.check import Case, Check, Request
-from parity.engine import draw
+from parity.drawing import draw
 
 CHECKS = [check for check in registry.CHECKS if check.tier in "AB"]
 EXAMPLES = 6

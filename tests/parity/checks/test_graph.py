@@ -22,7 +22,7 @@ from parity.cells import Device
 from parity.checks import graph, graph_draws, graph_judges, graph_law_checks, registry
 from parity.checks.check import Answered, Check, GraphNeeds, Plan, Question
 from parity.checks.graph_case import GraphAsk, GraphCase
-from parity.checks.graph_layouts import OPTIONS, PLAIN
+from parity.checks.graph_layouts import BASES, OPTIONS, PLAIN
 from parity.engine import Engine
 from parity.find import bisect
 from parity.profiles import Profile
@@ -254,6 +254,9 @@ def test_drawn_cases_are_hard() -> None:
             assert 1 < layout.num_key_value_heads < layout.num_attention_heads
         assert getattr(layout, "rms_norm_eps", 1) > 1e-3
         assert lora.alpha != lora.rank
+        sizes = (layout.num_attention_heads, layout.head_dim, layout.hidden_size, layout.intermediate_size, layout.vocab_size)
+        assert len({*sizes, *recipe.batch}) == len(sizes) + len(recipe.batch) or layout.head_dim == layout.num_attention_heads
+        assert recipe.batch[0] != layout.num_key_value_heads or layout.model_type == "gpt2"
         windows = {layout.window(layer) for layer in range(layout.num_hidden_layers)} - {None}
         assert all(window < recipe.batch[1] for window in windows if window)
     for recipes in PLAIN.values():
@@ -263,6 +266,15 @@ def test_drawn_cases_are_hard() -> None:
             assert any(it.layout.num_attention_heads * it.layout.head_dim != it.layout.hidden_size for it in recipes)
     llamas = [recipe.layout for recipe in PLAIN["llama"]]
     assert {layout.attention_bias for layout in llamas} == {layout.mlp_bias for layout in llamas} == {True, False}
+    ranks = {
+        lora.rank_of(f"layers.2.{name}")
+        for recipes in OPTIONS.values()
+        for lora in (it.lora for it in recipes)
+        for name in ("v_proj", "k_proj")
+    }
+    assert 1 in ranks
+    assert {base.block_size for base in BASES.values()} == {32, 64, 128}
+    assert {base.double_quant for base in BASES.values()} == {True, False}
     case = small_case()
     assert (case.batch.ids == 0).any()
     assert (case.batch.labels == -100).any()
@@ -295,6 +307,8 @@ def test_packed_cases_are_hard() -> None:
             assert batch.segments is not None
             assert batch.positions is not None
             graph_requests.require_batch(case_of(recipe).plan, batch.ids, batch.labels, batch.positions, batch.segments)
+            assert (batch.ids[batch.segments == -1] == graph_draws.END).all(), "padding is a true token's id"
+            assert ((batch.labels == graph_draws.END) & (batch.segments != -1)).any()
             assert (batch.segments[:, 0] == -1).any()
             assert (batch.segments[:, -1] == -1).any()
             assert all((np.unique(row[row >= 0], return_counts=True)[1] == 1).any() for row in batch.segments)
@@ -306,8 +320,8 @@ def test_real_cases_are_of_the_checkpoint() -> None:
     cases = list(graph_draws.real_cases(graph.MODEL))
     assert len(cases) == check_of("c.model").fixed_count == 2
     assert cases[0].batch.ids.shape == (graph_draws.MODEL_SEQUENCES, graph_draws.MODEL_TOKENS)
-    assert not any(matrix.any() for name, matrix in cases[0].adapter.items() if name.endswith("lora_b"))
-    assert all(matrix.any() for matrix in cases[1].adapter.values())
+    assert all(matrix.any() for matrix in cases[0].adapter.values()), "the one that the shortest profile asks"
+    assert not any(matrix.any() for name, matrix in cases[1].adapter.items() if name.endswith("lora_b"))
     found = checkpoint.locate(graph.MODEL)
     np.testing.assert_array_equal(cases[0].weight("layers.29.down_proj"), checkpoint.load(found, "layers.29.down_proj"))
 

@@ -5,26 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from contract.worker.capabilities import Capabilities
 from contract.worker.discover import StackInfo
-from contract.worker.process import StackProcess
 from parity import cells as matrix
 from parity.cells import Device
 from parity.checks import registry, trajectory_case
 from parity.checks.check import Check
-from parity.checks.trajectory_case import StepCase
-from parity.checks.trajectory_run import STEPS
-from parity.engine import Engine
+from parity.checks.trajectory_case import Dtype, StepCase
+from parity.checks.trajectory_run import LLAMA
 from parity.judge import perturb
-from parity.profiles import Profile
-from parity.reference.graph import Batch
 from parity.reference.graph_optimizer import Settings
-from parity.report.record import Result, Status
+from parity.reference.trajectory import MicroBatch
+from parity.report.record import Status
+from tests.parity import trajectory_gate
+from tests.parity.trajectory_gate import run
 from tests.parity.trajectory_stack import CAPABILITIES, TrajectoryStack
 
 BINDS, FREE = 1, 2
@@ -34,27 +33,17 @@ BINDS, FREE = 1, 2
 @pytest.fixture(scope="module")
 def steps() -> dict[str, list[StepCase]]:
     """All steps of both checks; what is computed of one is kept, as a run would not."""
-    return {dtype: list(trajectory_case.cases(dtype)) for dtype in ("float64", "float32")}
+    return {"float64": of_run("float64"), "float32": of_run("float32")}
+
+
+def of_run(dtype: Dtype) -> list[StepCase]:
+    """Without the two cases that show what decays."""
+    _, run = trajectory_case.opened_run(LLAMA, dtype)
+    return list(trajectory_case.steps_of(run))
 
 
 def check_of(check_id: str, steps: Mapping[str, list[StepCase]], numbers: slice) -> Check:
-    check = next(check for check in registry.CHECKS if check.id == check_id)
-    chosen = steps[check.plans[0].dtype][numbers]
-    return dataclasses.replace(check, fixed_cases=lambda: iter(chosen), fixed_count=len(chosen))
-
-
-def run(check: Check, *stacks: TrajectoryStack) -> Mapping[tuple[str, ...], Result]:
-    """Question and stacks -> result. The cases' thresholds stay for the next test."""
-    infos = [StackInfo(name=stack.name, command=("nothing",), capabilities=CAPABILITIES) for stack in stacks]
-    devices = [Device(info=info, name="CPU", dtypes=frozenset({"float32", "float64"})) for info in infos]
-    cells = [cell for cell in matrix.matrix([check], devices) if cell.plan is not None]
-    engine = Engine(
-        cast("Mapping[str, StackProcess]", {stack.name: stack for stack in stacks}), {stack.name: CAPABILITIES for stack in stacks},
-        profile=Profile(examples=1), seed=1, rerun="--seed 1", statistical=100,
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepCase, "forget", lambda self: None)
-        return {(result.question, *result.stacks): result for result in engine.run(check, cells)}
+    return trajectory_gate.check_of(check_id, steps["float32" if check_id.endswith("float32") else "float64"][numbers])
 
 
 def test_right_stacks_pass(steps: Mapping[str, list[StepCase]]) -> None:
@@ -99,10 +88,10 @@ def test_a_limit_on_the_norm_shows_where_it_binds_alone(steps: Mapping[str, list
 
 
 def test_a_micro_batch_that_is_left_out_or_counted_alone_is_seen(steps: Mapping[str, list[StepCase]]) -> None:
-    def alone(batches: list[Batch]) -> list[Batch]:
+    def alone(batches: list[MicroBatch]) -> list[MicroBatch]:
         return batches[:1]
 
-    def swapped(batches: list[Batch]) -> list[Batch]:
+    def swapped(batches: list[MicroBatch]) -> list[MicroBatch]:
         return batches[::-1]
 
     check = check_of("d.trajectory", steps, slice(3, 4))
@@ -110,7 +99,7 @@ def test_a_micro_batch_that_is_left_out_or_counted_alone_is_seen(steps: Mapping[
     assert run(check, TrajectoryStack("right", rebatch=swapped))["precision", "right"].status is Status.PASS, "a sum has no order"
 
 
-ANSWERED = ("loss", "grad_norm", "learning_rate", "tokens", "batch_tokens", "samples", "updates")
+ANSWERED = ("loss", "grad_norm", "learning_rate", "tokens", "batch_tokens", "samples", "batches", "updates")
 
 
 @pytest.mark.parametrize("name", [*ANSWERED, "m.layers.1.v_proj.lora_b", "v.layers.0.up_proj.lora_a", "adapter.layers.1.down_proj.lora_b"])
@@ -120,14 +109,14 @@ def test_every_answer_is_looked_at(name: str, steps: Mapping[str, list[StepCase]
     def off(of: str, value: np.ndarray) -> np.ndarray:
         changed = value.copy()
         if of == name:
-            changed.reshape(-1)[-1] += 1 if value.dtype.kind == "i" else 1e-9 * (1e-9 + abs(value.reshape(-1)[-1]))
+            changed.reshape(-1)[-1] += 1 if value.dtype.kind in "iu" else 1e-9 * (1e-9 + abs(value.reshape(-1)[-1]))
         return changed
 
     def lost(of: str, value: np.ndarray) -> np.ndarray:
         return np.where(value == value, np.nan, value) if of == name else value
 
     check = check_of("d.trajectory", steps, slice(3, 4))
-    for spoil in (off, lost) if name not in ("tokens", "batch_tokens", "samples", "updates") else (off,):
+    for spoil in (off, lost) if name not in ("tokens", "batch_tokens", "samples", "batches", "updates") else (off,):
         results = run(check, TrajectoryStack("right"), TrajectoryStack("wrong", spoil=spoil))
         assert results["same_function", "right", "wrong"].status is Status.FAIL
         assert results["precision", "wrong"].status is Status.FAIL
@@ -185,26 +174,26 @@ def test_what_is_not_asked_says_why() -> None:
 def test_the_run_has_what_it_is_there_for(steps: Mapping[str, list[StepCase]]) -> None:
     """Ragged counts, short last steps, warm-up from 0, truncated rows; and clipping in some steps, never by a hair."""
     for cases in steps.values():
-        assert len(cases) == STEPS
+        assert len(cases) == LLAMA.steps
         run = cases[0].run
         limit = run.contract.exec.max_grad_norm
         norms = [float(case.exact()["grad_norm"]) for case in cases]
-        assert 4 <= sum(norm > limit for norm in norms) <= STEPS - 4
+        assert 4 <= sum(norm > limit for norm in norms) <= LLAMA.steps - 4
         assert min(abs(norm / limit - 1) for norm in norms) > 1e-3, "no response to first order holds where an error decides"
         assert norms[BINDS] > limit
         assert norms[FREE] < limit
         assert cases[0].rate == 0 < cases[1].rate < cases[4].rate == run.contract.exec.learning_rate
-        assert sum(len({batch.tokens for batch in case.step.batches}) > 1 for case in cases) > STEPS // 2
+        assert sum(len({batch.tokens for batch in case.step.batches}) > 1 for case in cases) > LLAMA.steps // 2
         assert {len(case.step.batches[-1].ids_BT) for case in cases} == {2, 3}
         assert {case.step.epoch for case in cases} == set(range(5))
-        assert [case.before.updates for case in cases] == [0, 1, 2, *range(2, STEPS - 1)]
+        assert [case.before.updates for case in cases] == [0, 1, 2, *range(2, LLAMA.steps - 1)]
         assert all(matrix.dtype == run.plan.dtype for case in cases for matrix in case.before.m.values())
         longest = max(int(batch.lengths_B.max()) for case in cases for batch in case.step.batches)
         assert longest == run.contract.exec.seq_len
 
 
 def test_the_same_run_is_drawn_each_time() -> None:
-    first, second = (next(islice(trajectory_case.cases("float64"), 4, 5)) for _ in range(2))
+    first, second = (next(islice(trajectory_case.cases(LLAMA, "float64"), 6, 7)) for _ in range(2))
     assert all(np.array_equal(first.inputs["float64"][name], array) for name, array in second.inputs["float64"].items())
     assert {name: array.tolist() for name, array in first.ledger().items()} == {name: it.tolist() for name, it in second.ledger().items()}
 

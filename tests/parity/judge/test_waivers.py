@@ -10,7 +10,7 @@ import pytest
 from contract.errors import UserError
 from parity.judge import waivers
 
-GOOD = '[[waiver]]\ncheck = "a.exp"\nstack = "numpy_lora"\nreason = "issue 17"\nexpires = 2031-01-31\n'
+GOOD = '[[waiver]]\ncheck = "a.exp"\nstack = "numpy_lora"\nreason = "issue 17"\nowner = "ada"\nexpires = 2031-01-31\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -25,7 +25,7 @@ def test_no_file_means_no_waiver(tmp_path: Path) -> None:
 
 def test_a_waiver_is_read(tmp_path: Path) -> None:
     (waiver,) = waivers.read(write(tmp_path, GOOD))
-    assert waiver == waivers.Waiver(check="a.exp", stack="numpy_lora", reason="issue 17", expires=datetime.date(2031, 1, 31))
+    assert waiver == waivers.Waiver(check="a.exp", stack="numpy_lora", reason="issue 17", owner="ada", expires=datetime.date(2031, 1, 31))
 
 
 def test_the_form_in_the_docstring_is_read(tmp_path: Path) -> None:
@@ -53,6 +53,8 @@ def test_what_is_covered(tmp_path: Path, check: str, stacks: tuple[str, ...], co
         ("[[waiver]\n", "as TOML"),
         (GOOD.replace("expires", "until"), r"waiver\.0\.expires: Field required"),
         (GOOD.replace("reason = ", "because = "), r"waiver\.0\.reason: Field required"),
+        (GOOD.replace("owner = ", "who = "), r"waiver\.0\.owner: Field required"),
+        (GOOD.replace('"ada"', '" "'), r"waiver\.0\.owner: String should match"),
         (GOOD + 'question = "precision"\n', r"waiver\.0\.question: Extra inputs are not permitted"),
         (GOOD.replace("2031-01-31", '"some day"'), r"waiver\.0\.expires"),
         (GOOD.replace("[[waiver]]", "[[waivers]]"), "waivers: Extra inputs are not permitted"),

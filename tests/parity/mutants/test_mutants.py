@@ -33,7 +33,11 @@ OF_OTHER_GRAPHS = tuple(name for name in GRAPHS if catalogue.read(name).check !=
 """Of graphs that a Llama, and one packed, stand for by day; nightly."""
 TRAINING = [name for name, mutant in catalogue.read_all().items() if mutant.check.startswith("d.")]
 """Of a step around its graph: some ten seconds each; nightly. Of each kind, tests/parity/checks/test_trajectory.py plants one by day."""
-PRIMITIVES = [name for name in catalogue.read_all() if name not in (*GRAPHS, *TRAINING)]
+ARTIFACTS = [name for name, mutant in catalogue.read_all().items() if mutant.check.startswith("e.")]
+"""Of files; nightly. tests/parity/checks/test_artifacts.py plants one of each kind by day."""
+LARGE = ("torch-moments-lookup-guard-off", "torch-moments-one-absmax", "tinygrad-long-product-cut-off", "torch-one-token-sees-nothing")
+"""Of thousands of elements, or a whole graph: no input that shows them can be spelt out; nightly."""
+PRIMITIVES = [name for name in catalogue.read_all() if name not in (*GRAPHS, *TRAINING, *ARTIFACTS, *LARGE)]
 SAMPLE = (
     "torch-primitive-softmax-in-float32", "torch-llama3-ignored", "torch-adam-eps-inside-the-root", "torch-clip-per-tensor",
     "tinygrad-variance-over-one-less", "tinygrad-dropout-not-rescaled", "tinygrad-nf4-tie-goes-up", "tinygrad-divided-not-multiplied",
@@ -112,8 +116,26 @@ def test_a_planted_bug_in_a_graph_is_caught_and_located(name: str) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", TRAINING)
-def test_a_planted_bug_in_training_is_caught(name: str) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("torch-rope-angles-float32", "torch-alpha-not-divided"),
+        ("torch-eps-outside-the-root", "torch-untied-head-is-the-embedding"),
+        ("tinygrad-rope-angles-float32", "tinygrad-eps-left-out"),
+    ],
+)
+def test_two_bugs_planted_together_are_both_located(names: tuple[str, str]) -> None:
+    one, other = (catalogue.read(name) for name in names)
+    assert (one.check, one.stack) == (other.check, other.stack)
+    record = run(Options(checks=(one.check,), stacks=(one.stack,), profile="quick", mutants=names), Progress())
+    assert record.exit_code == 1
+    found = {fault.operation for failure in failures(record) for fault in failure.faults}
+    assert found == {*one.located, *other.located}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [*TRAINING, *ARTIFACTS, *LARGE])
+def test_a_planted_bug_in_training_files_or_large_inputs_is_caught(name: str) -> None:
     mutant, record = catalogue.read(name), gate(name)
     assert record.exit_code == 1
     for failure in failures(record):

@@ -14,6 +14,7 @@ from contract.training.trainer import TrainerState
 from contract.worker.taps import sections
 from parity.checks import trajectory_case
 from parity.checks.trajectory_case import StepCase
+from parity.checks.trajectory_run import LLAMA
 from parity.judge import perturb
 from parity.reference import adamw, clip_gradients, graph_optimizer
 from parity.reference.graph import Batch
@@ -27,7 +28,7 @@ from tests.parity.reference.plain_graph import Plain
 @pytest.fixture(scope="module")
 def cases() -> list[StepCase]:
     """Steps 3 and 4 of the run: one that is not clipped, and a short one that is."""
-    return list(islice(trajectory_case.cases("float64"), 2, 4))
+    return list(islice(trajectory_case.cases(LLAMA, "float64"), 2, 4))
 
 
 def mean_loss(plain: Plain, ids: np.ndarray, labels: np.ndarray) -> torch.Tensor:

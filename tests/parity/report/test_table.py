@@ -41,6 +41,17 @@ def test_not_applicable_is_counted_and_not_listed() -> None:
     assert "1 not applicable" in text
 
 
+def test_what_is_left_to_nightly_is_listed_and_neither_passed_nor_red() -> None:
+    text = shown(result(Status.PASS), result(Status.LEFT_TO_NIGHTLY, id="a.log", reason="asked by: parity run --profile nightly"))
+    (line,) = [line for line in text.splitlines() if "a.log" in line]
+    assert line.split()[:2] == ["nightly", "a.log"]
+    assert "1 pass, 1 left to nightly" in text
+    assert "exit 0" in text
+    alone = shown(result(Status.LEFT_TO_NIGHTLY))
+    assert "nothing was asked" in alone
+    assert "exit 4" in alone
+
+
 def test_a_snippet_can_be_copied_whole_from_a_narrow_terminal() -> None:
     snippet = "import numpy as np\nx = np.array([" + ", ".join(["0.123456789"] * 40) + "])"
     assert snippet in shown(result(Status.FAIL, reason="wrong", snippet=snippet), width=60)

@@ -129,7 +129,7 @@ def test_more_prompts_than_a_batch_takes_and_longer_ones_than_a_pass(monkeypatch
 
 @pytest.mark.parametrize(("longest", "columns"), [(1, 16), (16, 16), (17, 32), (64, 64), (65, 128), (128, 128), (129, 256), (300, 384)])
 def test_columns_for_prompts(longest: int, columns: int) -> None:
-    assert generate_module._columns(longest) == columns
+    assert generate_module.columns_of(longest) == columns
 
 
 def test_sampling_follows_from_its_seed() -> None:

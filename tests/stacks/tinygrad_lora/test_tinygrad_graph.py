@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from contract.worker import graph, taps
+from contract.worker.plan import Lora
 from contract.worker.taps import EMBEDDING, HEAD
 from parity.judge.perturb import respond, respond_section
 from parity.reference.graph import Batch
 from stacks.tinygrad_lora.elementary import sigmoid
+from stacks.tinygrad_lora.graph import LARGEST, _kept, sections_of
 from stacks.tinygrad_lora.host import to_device
 from stacks.tinygrad_lora.ops import TinygradLora
 from stacks.tinygrad_lora.session import Session
@@ -70,6 +72,24 @@ def test_a_replay_is_the_function_that_was_captured(double: Session) -> None:
     for other in others:
         for name, value in first.items():
             np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+def test_another_graph_of_the_same_plan_is_answered_as_if_it_were_the_first(cpu: TinygradLora) -> None:
+    """Its functions are those that the graphs before it had captured; its weights and its adapter are its own."""
+    plan = plan_of(layout=LAYOUT.model_copy(update={"num_hidden_layers": 1}), lora=Lora(rank=2, alpha=3.0, targets=("q_proj",)))
+    before, opened = _kept.cache_info().misses, []
+    for seed in (7, 8, 8, 8, 7):
+        session = Session(plan, tensors_of(plan, seed), device="CPU", channel=None)
+        opened.append(session.gradients(["logits", "loss"], batch_of()))
+    assert _kept.cache_info().misses == before + 1
+    assert all(array.tobytes() == opened[-1][name].tobytes() for name, array in opened[0].items())
+    assert opened[0]["loss"] != opened[1]["loss"]
+
+
+def test_a_large_graph_keeps_nothing_of_its_functions(double: Session) -> None:
+    plan = double.plan
+    assert sections_of(plan, "CPU", weights=LARGEST) is sections_of(plan, "CPU", weights=LARGEST)
+    assert sections_of(plan, "CPU", weights=LARGEST + 1) is not sections_of(plan, "CPU", weights=LARGEST + 1)
 
 
 def test_a_tap_is_the_same_whichever_are_wanted(double: Session) -> None:

@@ -72,6 +72,26 @@ def test_a_state_of_another_optimiser_is_refused() -> None:
         optimizer.restore(free, {name: tensor.abs() for name, tensor in free.items()}, 3)
 
 
+def test_the_codes_that_are_kept_are_the_nearest() -> None:
+    """Also of moments far below their block's largest, which bitsandbytes' own look-up on a CPU takes for others."""
+    parameters = _parameters()
+    optimizer = AdamW8(parameters, **SETTINGS, paged=False)
+    generator = torch.Generator().manual_seed(3)
+    gradient = torch.randn(SHAPES["large"], generator=generator) * 10.0 ** (-8 * torch.rand(SHAPES["large"], generator=generator))
+    parameters["large"].grad, parameters["small"].grad = gradient, torch.ones(SHAPES["small"])
+    optimizer.update(1e-2)
+    beta1, beta2 = (float(np.float32(SETTINGS[name])) for name in ("beta1", "beta2"))
+    fresh = {"dynamic": (1 - beta1) * gradient.double(), "udynamic": (1 - beta2) * gradient.double() ** 2}
+    for kept, (name, exact) in zip(optimizer.moments(), fresh.items(), strict=True):
+        table = optimizer._optimizer.name2qmap[name].double()
+        padding = (0, -exact.numel() % BLOCK_SIZE)
+        blocks, found = (nn.functional.pad(one.reshape(-1).double(), padding).view(-1, BLOCK_SIZE) for one in (exact, kept["large"]))
+        absmax = blocks.abs().amax(dim=1, keepdim=True)
+        nearest = (blocks[..., None] - table * absmax[..., None]).abs().amin(dim=-1)
+        roundings = 8 * 2.0**-24 * absmax  # of moment, quotient and product
+        assert bool(((found - blocks).abs() <= nearest + roundings).all()), name
+
+
 def test_it_is_adamw_but_for_the_codes() -> None:
     """The first update knows no old codes: m and v are exact, so the step is AdamW's; the decay comes first (arXiv:1711.05101)."""
     parameters = _parameters()
