@@ -50,7 +50,7 @@ def started(
     """
 
     @contextmanager
-    def start(chosen: Chosen, mutants: Sequence[str] = ()) -> Iterator[dict[str, Answering]]:
+    def start(chosen: Chosen, mutants: Sequence[str] = (), *, own_run: bool = False) -> Iterator[dict[str, Answering]]:
         yield {
             name: Answering(name, device, (spoilt or {}).get(info.command[0]), (probes or {}).get(info.command[0], {}), only)
             for name, (info, device) in chosen.items()

@@ -48,7 +48,7 @@ def test_ids_are_unique_and_begin_with_their_tier() -> None:
     ids = [check.id for check in registry.CHECKS]
     assert len(set(ids)) == len(ids)
     assert all(check.id.startswith(f"{check.tier.lower()}.") for check in registry.CHECKS)
-    assert registry.TIERS == ("A", "B", "C", "D")
+    assert registry.TIERS == ("A", "B", "C", "D", "E")
 
 
 def test_every_operation_is_checked() -> None:

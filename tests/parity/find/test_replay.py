@@ -78,7 +78,9 @@ class Here(InProcess):
 
 
 @contextlib.contextmanager
-def here(chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = ()) -> Iterator[Mapping[str, Here | StackProcess]]:
+def here(
+    chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = (), *, own_run: bool = False
+) -> Iterator[Mapping[str, Here | StackProcess]]:
     """As workers.started; a device that ends its process gets one."""
     dying = {name: one for name, one in chosen.items() if one[1] == "DIES"}
     with started(dying, mutants) as processes:
