@@ -15,8 +15,8 @@ setup:  ## .venv with everything in constraints.txt; PYTHON=... names another Py
 fetch: setup  ## the real model that the gate uses
 	$(BIN)/finetune fetch $(MODEL)
 
-parity: fetch  ## tiers A to D, both stacks, on the CPU
-	$(BIN)/parity run --tier A,B,C,D --profile quick
+parity: fetch  ## every tier, both stacks, on the CPU
+	$(BIN)/parity run --profile quick
 
 check: setup  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -25,7 +25,7 @@ check: setup  ## format, lint, types, layers
 	$(BIN)/lint-imports --no-logo
 
 test: fetch  ## every test that needs no system package
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 system-packages:  ## Debian packages for WebGPU, a browser, PostgreSQL; as root
 	@sh ci/system-packages.sh

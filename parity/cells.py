@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,15 +88,25 @@ def write_coverage(cells: Mapping[str, str]) -> None:
         file.write((json.dumps(dict(cells), indent=2) + "\n").encode())
 
 
-def lost(recorded: Mapping[str, str], cells: Iterable[Cell], devices: Sequence[Device]) -> list[str]:
-    """Recorded cells that run, of the given stacks on default devices, that are not among `cells` as cells that run."""
+def lost(recorded: Mapping[str, str], cells: Iterable[Cell], devices: Sequence[Device], gone: Collection[str] = ()) -> list[str]:
+    """Recorded cells that run, of the given stacks on default devices, that are not among `cells` as cells that run.
+
+    Args:
+        gone: stacks that there should be, and are not.
+    """
     present = {cell.key for cell in cells if cell.plan is not None}
     here = {f"{device.info.name} on {device.name}" for device in devices}
     return [
         key
         for key, state in recorded.items()
-        if state in (RUN, NIGHTLY) and key not in present and set(key.split(" | ")[3].split(" + ")) <= here
-    ]
+        if state in (RUN, NIGHTLY) and key not in present
+        and all(who in here or who.partition(" on ")[0] in gone for who in key.split(" | ")[3].split(" + "))
+    ]  # fmt: skip
+
+
+def stacks_of(recorded: Mapping[str, str]) -> set[str]:
+    """The stacks that recorded cells are of."""
+    return {who.partition(" on ")[0] for key in recorded for who in key.split(" | ")[3].split(" + ")}
 
 
 def _groups(question: Question, devices: Sequence[Device]) -> list[tuple[Device, ...]]:

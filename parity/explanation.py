@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +11,12 @@ from contract.worker.operations import OPERATIONS
 from parity import cells as matrix
 from parity import workers
 from parity.cells import Cell, Device
-from parity.checks import registry
+from parity.checks import own_run, registry
 from parity.checks.check import Check, GraphNeeds, Plan, Question
 from parity.checks.kinds import kind_of
 from parity.mutants import catalogue
 from parity.mutants.catalogue import Mutant
+from parity.selection import no_such_check
 
 MEANING: Mapping[Question, str] = {
     Question.SAME_FUNCTION: "do two stacks compute the same function? in float64 wherever there is one, since rounding hides nothing there",
@@ -51,7 +51,7 @@ def explain(check_id: str) -> Explanation:
     """A check by its id.
 
     Raises:
-        UserError: there is none of that name; names those that are spelt alike.
+        UserError: there is none of that name (names those that are spelt alike), or it is of a user's own run.
     """
     check = _named(check_id)
     kind, mutants = kind_of(check), tuple(one for one in catalogue.read_all().values() if one.check == check.id)
@@ -66,9 +66,10 @@ def _named(check_id: str) -> Check:
     for check in registry.CHECKS:
         if check.id == check_id:
             return check
-    close = difflib.get_close_matches(check_id, [check.id for check in registry.CHECKS], n=4, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else "no check is spelt like that."
-    raise UserError(f"there is no check {check_id!r}; {hint} All of them: parity explain")
+    if check_id in own_run.IDS:
+        asked = f"parity run --contract run.yaml --only {check_id}"
+        raise UserError(f"check {check_id} is of a run of yours; docs/gate.md, Your own run, says what it compares, and {asked} asks it")
+    raise no_such_check(check_id, [check.id for check in registry.CHECKS])
 
 
 def _devices() -> list[Device]:

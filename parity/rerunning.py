@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from contract.errors import MissingError, UserError
+from contract.worker import discover
 from contract.worker.files import cache_folder
 from parity.cells import Cell
 from parity.checks import graph, own_run, registry
@@ -76,13 +77,21 @@ def options(path: Path | None, *, given: Options, named: Sequence[str]) -> Optio
         own = run.contract
         contract = ContractOptions(file=Path(own.file), preset=own.preset, settings=own.settings, model=own.model)
     known = {*own_run.IDS, *(check.id for check in registry.CHECKS)}
+    there = {one.name: one.device for one in run.stacks} | _installed_since(run, cells)
     asked = {check_id for check_id, *_ in cells} & known  # one that is gone is told of as lost
     return Options(
-        checks=tuple(sorted(asked)), stacks=tuple(stack.name for stack in run.stacks), devices={one.name: one.device for one in run.stacks},
-        profile=run.profile, seed=run.seed, time_budget=given.time_budget, mutants=run.mutants, model=run.model or graph.MODEL,
-        waiver_file=given.waiver_file, reproducers=given.reproducers, contract=contract, allow_uncovered=given.allow_uncovered,
+        checks=tuple(sorted(asked)), stacks=tuple(there), devices=there, profile=run.profile, seed=run.seed,
+        time_budget=given.time_budget, mutants=run.mutants, model=run.model or graph.MODEL, waiver_file=given.waiver_file,
+        reproducers=given.reproducers, contract=contract, allow_uncovered=given.allow_uncovered,
         rerun=Rerun(record=source, started=run.started, cells=cells, contract="" if run.contract is None else run.contract.digest),
     )  # fmt: skip
+
+
+def _installed_since(run: Run, cells: Collection[CellKey]) -> dict[str, str]:
+    """Stacks that cells are of and that the run lacked, and that are here now: name -> device."""
+    had, known = {one.name for one in run.stacks}, discover.discover()
+    of_cells = {name: device for _, _, _, names, devices in cells for name, device in zip(names, devices, strict=True)}
+    return {name: of_cells[name] for name in sorted(of_cells) if name not in had and name in known and not known[name].missing_packages()}
 
 
 def _read(path: Path, *, is_last: bool) -> Run:

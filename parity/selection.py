@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from contract.errors import MissingError, UserError
@@ -28,7 +29,7 @@ def select_checks(tiers: Sequence[str], ids: Sequence[str], model: str = graph.M
         if check_id in own_run.IDS and own is None:
             raise UserError(f"check {check_id} is of a run of yours; name its contract: parity run --contract run.yaml --only {check_id}")
         if check_id not in known:
-            raise UserError(f"there is no check {check_id!r}; allowed: {', '.join(known)}")
+            raise no_such_check(check_id, known)
     for check in every:
         if check.id in ids and tiers and check.tier not in tiers and check.id not in own_run.IDS:
             raise UserError(f"check {check.id} is of tier {check.tier}; --tier names {', '.join(tiers)}")
@@ -37,6 +38,13 @@ def select_checks(tiers: Sequence[str], ids: Sequence[str], model: str = graph.M
     if own is None:
         return tuple(check for check in every if not tiers or check.tier in tiers)
     return tuple(check for check in every if check.tier in tiers or check.id in own_run.IDS)
+
+
+def no_such_check(check_id: str, known: Sequence[str]) -> UserError:
+    """The error that names the checks that are spelt alike."""
+    close = difflib.get_close_matches(check_id, known, n=4, cutoff=0.5)
+    hint = f"did you mean {', '.join(close)}?" if close else "no check is spelt like that."
+    return UserError(f"there is no check {check_id!r}; {hint} All of them: parity explain")
 
 
 def select_stacks(

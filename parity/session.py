@@ -65,7 +65,8 @@ def run(options: Options, progress: Progress) -> Run:
     declined = {} if settled.gated is None else settled.gated.declined
     results += [unasked.explained(cell, cells, declined) for cell in cells if cell.plan is None]
     results += [unasked.absent(cell, absent) for cell in every if absent.keys() & set(cell.stacks) and cell.plan is not None]
-    results += unasked.lost(recorded, cells, here, options)
+    results += unasked.lost(recorded, cells, here, options, known)
+    results += [] if options.rerun is None else unasked.vanished(options.rerun.cells, results)
     final, problems = waiving.apply(
         unasked.allowed(results, options.allow_uncovered), accepted, set(chosen), {check.id for check in checks}, started_at.date(),
         cells=None if options.rerun is None else options.rerun.cells,

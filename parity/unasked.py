@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from parity import cells as matrix
@@ -68,13 +68,21 @@ def _without_answer(check_id: str, tier: str, title: str, cell: Cell, status: St
     )  # fmt: skip
 
 
-def lost(recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[Device], options: Options) -> list[Result]:
-    """Cells of coverage.json that were asked for and that this run does not ask: no check does, or a stack declares too little."""
+def lost(
+    recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[Device], options: Options, known: Collection[str] | None = None
+) -> list[Result]:  # fmt: skip
+    """Cells of coverage.json that were asked for and that this run does not ask: no check does, or a stack declares too little.
+
+    Args:
+        known: every stack that there is; of a run that names none, those of coverage.json that are not among them are lost too.
+    """
     results, reasons = [], matrix.coverage(cells)
-    for key in matrix.lost(recorded, cells, devices):
+    gone = set() if known is None or options.stacks else matrix.stacks_of(recorded) - set(known)
+    for key in matrix.lost(recorded, cells, devices, gone):
         check_id, question, dtype, who = key.split(" | ")
         tier = check_id.partition(".")[0].upper()
         pairs = [one.split(" on ") for one in who.split(" + ")]
+        unknown = [stack for stack, _ in pairs if stack in gone]
         mine: CellKey = check_id, question, dtype, tuple(stack for stack, _ in pairs), tuple(device for _, device in pairs)
         if not _wanted(mine, tier, options):
             continue
@@ -82,10 +90,28 @@ def lost(recorded: Mapping[str, str], cells: Sequence[Cell], devices: Sequence[D
             Result(
                 id=check_id, tier=tier, title="a cell of coverage.json", stacks=tuple(stack for stack, _ in pairs), question=question,
                 device=tuple(device for _, device in pairs), dtype=dtype, status=Status.NOT_COVERED,
-                reason=_why_lost(reasons.get(key, ""), options),
+                reason=_without(unknown[0]) if unknown else _why_lost(reasons.get(key, ""), options),
             )
         )  # fmt: skip
     return results
+
+
+def vanished(cells: Collection[CellKey], results: Sequence[Result]) -> list[Result]:
+    """Of cells that are asked again, those that this run has nothing to say of: a stack that was not there, and is none of the run's."""
+    told = {(one.id, one.question, one.dtype, one.stacks, one.device) for one in results}
+    reason = "this run can't ask this cell again: its check or one of its stacks was not there; ask all of it: parity run"
+    return [
+        Result(
+            id=check_id, tier=check_id.partition(".")[0].upper(), title="a cell of the run that is asked again", stacks=stacks,
+            question=question, device=devices, dtype=dtype, status=Status.NOT_COVERED, reason=reason,
+        )
+        for check_id, question, dtype, stacks, devices in sorted(set(cells) - told)
+    ]  # fmt: skip
+
+
+def _without(stack: str) -> str:
+    remedy = "install twostack again, or name the stacks to ask: --stacks"
+    return f"coverage.json lists this cell, and there is no stack {stack} here; {remedy}"
 
 
 def _wanted(key: CellKey, tier: str, options: Options) -> bool:

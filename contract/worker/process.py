@@ -230,7 +230,7 @@ class StackProcess:
         except TimeoutError:
             raise self._hung(pending.seconds, f"to take the request {pending.header['request']}") from None
         except OSError:
-            raise self._died() from None
+            raise self._gone() from None
         except BaseException:
             self.kill()  # half a frame is in the pipe
             raise
@@ -284,11 +284,22 @@ class StackProcess:
                     raise self._hung(pending.seconds, f"to answer {pending.header['request']}") from None
                 if watch is not None:
                     watch(None)
-        if isinstance(frame, wire.EndOfPipe | wire.CutShort | OSError):
-            raise self._died()
         if isinstance(frame, Exception):
-            raise self._broken(str(frame))
+            raise self._at_an_end(frame)
         return frame
+
+    def _gone(self) -> HarnessError:
+        """Why a worker takes no more. What it answered before may be no frame: its pipe is closed then, and it dies of that."""
+        assert self._process is not None
+        frame: Frame | Exception = {}, {}
+        with contextlib.suppress(queue.Empty):
+            while not isinstance(frame, Exception):
+                frame = self._process.pipe.frames.get(timeout=EXIT_SECONDS)
+        return self._at_an_end(frame if isinstance(frame, Exception) else wire.EndOfPipe())
+
+    def _at_an_end(self, error: Exception) -> HarnessError:
+        """What became of a worker whose pipe gives nothing but this error any more."""
+        return self._died() if isinstance(error, wire.EndOfPipe | wire.CutShort | OSError) else self._broken(str(error))
 
     def _read(self, read: Callable[Parameters, Read], *given: Parameters.args, **named: Parameters.kwargs) -> Read:
         try:

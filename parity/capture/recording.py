@@ -68,7 +68,7 @@ class RecordingSource:
         self.failed += sum(isinstance(outcome, Exception) for outcome in outcomes.values())
         if kept is None or len(outcomes) > len(kept.outcomes):
             recorded = Recorded(case=example.case.name, digest=number, outcomes=outcomes)
-            store.write_example(_path(self._folder, example), recorded)
+            store.write_example(_path(self._folder, example), recorded, self._process.name)
         del self._kept[_name(example)]
 
     def _before(self, example: Example) -> Recorded | None:

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from contract.errors import MissingError, UserError
+from contract.errors import MissingError, UserError, printable
 from contract.worker import wire
 from contract.worker.answers import Answer, HarnessError, RequestFailed
 from contract.worker.capabilities import Capabilities
@@ -87,6 +87,7 @@ class _Failed(_Stored):
 class _Described(_Stored):
     """An example's file, less the tensors."""
 
+    stack: str
     case: str
     digest: str
     values: dict[int, dict[str, Any]]
@@ -130,7 +131,7 @@ def read_index(folder: Path) -> Index:
         raise UserError(f"{path} can't be read ({error.strerror}); give a folder that parity capture wrote") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{path}: {where}: {first['msg']}; capture again with this version of twostack") from None
 
 
@@ -139,8 +140,8 @@ def path_of(folder: Path, check_id: str, number: int) -> Path:
     return folder / check_id / f"{number}.safetensors"
 
 
-def write_example(path: Path, recorded: Recorded) -> None:
-    """Writes one example, whole or not at all."""
+def write_example(path: Path, recorded: Recorded, stack: str) -> None:
+    """Writes one example of a stack, whole or not at all."""
     tensors: dict[str, np.ndarray] = {}
     values: dict[int, dict[str, Any]] = {}
     failed: dict[int, _Failed] = {}
@@ -152,7 +153,7 @@ def write_example(path: Path, recorded: Recorded) -> None:
             failed[ordinal] = _Failed(error_class=outcome.error_class, message=outcome.message, trace=outcome.trace)
         else:
             failed[ordinal] = _Failed(error_class="", message=str(outcome))
-    described = _Described(case=recorded.case, digest=recorded.digest, values=values, failed=failed)
+    described = _Described(stack=stack, case=recorded.case, digest=recorded.digest, values=values, failed=failed)
     whole = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
     with replacing(path) as file:
         file.write(safetensors.numpy.save(whole, {_KEY: described.model_dump_json()}))
@@ -162,7 +163,7 @@ def read_example(path: Path, stack: str) -> Recorded | None:
     """One example; None where it was not asked.
 
     Raises:
-        UserError: the file can't be read, or is not sound.
+        UserError: the file can't be read, is not sound, or is of another stack.
     """
     try:
         content = path.read_bytes()
@@ -174,6 +175,8 @@ def read_example(path: Path, stack: str) -> Recorded | None:
         raise UserError(f"{path} can't be read ({error.strerror}); copy the capture again") from None
     except (ValueError, KeyError, wire.WireError) as error:
         raise UserError(f"{path} is no example of a capture ({' '.join(str(error).split())[:200]}); copy the capture again") from None
+    if described.stack != stack:
+        raise UserError(f"{path} holds answers of {printable(described.stack)}, and the capture is of {stack}; copy the capture again")
     outcomes: dict[int, Outcome] = {
         ordinal: RequestFailed(stack, one.error_class, one.message, one.trace) if one.error_class else HarnessError(one.message)
         for ordinal, one in described.failed.items()

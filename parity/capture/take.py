@@ -173,8 +173,15 @@ def _require_same(before: Index, index: Index) -> None:
                  "tiers", "only"):  # fmt: skip
         was, now = getattr(before, name), getattr(index, name)
         if was != now:
-            told = "" if name == "capabilities" else f" {was!r}, now {now!r}"
+            told = "" if name == "capabilities" else f": {_spelt(was)}, now {_spelt(now)}"
             raise UserError(f"--out holds a capture with another {name}{told}; give another folder, or the same command to go on with it")
+
+
+def _spelt(value: object) -> str:
+    """As a user gives it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value) or "none"
 
 
 def _probe(process: StackProcess) -> dict[str, object]:

@@ -19,15 +19,15 @@ from parity.checks.graph_layouts import OPTIONS, PLAIN, Recipe
 from parity.judge.verdict import Comparison
 from parity.reference.graph import Batch
 
-PROMPTS = {"mistral": 5, "gpt2": 1}
+PROMPTS = {"qwen2": 5, "gpt2": 1}
 """Tokens that are read at once, before the others are written one by one: more than the window, and none but the first."""
 LEFT = 2
 """Tokens of padding before the first sequence's own, as generation has before a shorter prompt."""
 TOKENS = 11
 """Longer than the window; after either prompt enough single tokens for captured kernels to be replayed."""
 
-RECIPES: tuple[Recipe, ...] = tuple(replace(recipe, batch=(2, TOKENS)) for recipe in (OPTIONS["mistral"][0], PLAIN["gpt2"][0]))
-"""A window and RoPE; learned positions."""
+RECIPES: tuple[Recipe, ...] = tuple(replace(recipe, batch=(2, TOKENS)) for recipe in (OPTIONS["qwen2"][0], PLAIN["gpt2"][0]))
+"""A window in one of two layers, so that in the other the first token is seen to the end, and RoPE; learned positions."""
 
 
 def cases() -> Iterator[ArtifactCase]:

@@ -28,6 +28,9 @@ from parity.reference.graph import Batch
 MOST_BLOCKS = 1024
 """No known model has a quarter of it; a plan is as large as it says, so that a number in a file must not ask for gigabytes."""
 
+MOST_RANKS = 1024
+"""Of a linear's LoRA, likewise."""
+
 FEWEST_TOKENS = 2
 
 
@@ -97,7 +100,11 @@ def _plan(fields: Any) -> GraphPlan:
     for name, number in (("num_hidden_layers", layout["num_hidden_layers"]), ("middle_blocks", fields.get("middle_blocks"))):
         if number is not None and not (isinstance(number, int) and 0 <= number <= MOST_BLOCKS):
             raise ValueError(f"{name} is {number!r}; allowed: 0 to {MOST_BLOCKS}")
-    return GraphPlan.model_validate(fields)
+    plan = GraphPlan.model_validate(fields)
+    most = max(plan.lora.rank, *plan.lora.rank_pattern.values(), 0)
+    if most > MOST_RANKS:  # an adapter that is drawn again takes no room in the file
+        raise ValueError(f"a rank is {most}; allowed: {MOST_RANKS} at most")
+    return plan
 
 
 def _require_weights(plan: GraphPlan, weights: Mapping[str, Tensor]) -> None:

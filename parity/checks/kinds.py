@@ -110,7 +110,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         holds=lambda check: check.tier == "E",
         bound="bit for bit for what is written and read; logits after loading: the response of the float64 reference to rounding errors",
-        theory="docs/artifacts.md",
+        theory="docs/theory.md, Artifacts",
         breaks="a matrix written transposed, alpha or rslora lost on the way, a tied weight saved twice, a merge onto another base",
     ),
 )

@@ -20,7 +20,7 @@ from parity.checks.check import Ask, Case, Check, GraphNeeds, Judge, Plan, Quest
 from parity.checks.trajectory_case import Dtype, StepAsk, StepCase, cases
 from parity.checks.trajectory_free import FreeAsk, FreeCase
 from parity.checks.trajectory_resumed import ResumedAsk, ResumedCase
-from parity.checks.trajectory_run import GPT2, LLAMA, NARROW, PACKED, PROXY, RAGGED, TrainingRun
+from parity.checks.trajectory_run import GPT2, LLAMA, NARROW, PACKED, PACKED_GPT2, PROXY, RAGGED, TrainingRun
 
 FEW = 8
 """Cases of the shortest profile: warm-up's end, clipped and free steps, what decays, the first short one; of a captured step, replays."""
@@ -48,6 +48,12 @@ def needs_of(run: Run) -> GraphNeeds:
 def _needs(spec: TrainingRun) -> GraphNeeds:
     adapter, quant = AdapterSpec.model_validate(spec.fields["adapter"]), QuantSpec.model_validate(spec.fields["quant"])
     return needs(spec.layout, spec.graph, adapter, quant, ExecSpec.model_validate(spec.fields["exec"]))
+
+
+def _of_both(one: GraphNeeds, other: GraphNeeds) -> GraphNeeds:
+    """What two runs need that differ in their model."""
+    types, options = (sorted({*getattr(one, name), *getattr(other, name)}) for name in ("model_types", "layout_options"))
+    return dataclasses.replace(one, model_types=tuple(types), layout_options=tuple(options))
 
 
 def step_asks(case: Case) -> tuple[Ask, ...]:
@@ -113,10 +119,11 @@ def _checks() -> Iterator[Check]:
     )  # fmt: skip
     yield _narrow("d.trajectory_float32", LLAMA, "float32", asked="asked in float64 by d.trajectory", few=FEW)
     yield _steps("d.trajectory_packed", PACKED)
+    batches = _plan(RAGGED, Question.PRECISION, "float64", trajectory_laws.judge, trajectory_laws.asks)
     yield Check(
         id="d.law_batches", tier="D", title="laws: a step's rows packed, accumulated, or in one batch are one step", operations=(),
-        plans=(_plan(RAGGED, Question.PRECISION, "float64", trajectory_laws.judge, trajectory_laws.asks),), not_applicable=_ALONE,
-        cases=None, fixed_cases=trajectory_laws.cases, fixed_count=2, few=1,
+        plans=(dataclasses.replace(batches, graph=_of_both(_needs(PACKED), _needs(PACKED_GPT2))),), not_applicable=_ALONE,
+        cases=None, fixed_cases=trajectory_laws.cases, fixed_count=3, few=2,
     )  # fmt: skip
     yield _steps("d.trajectory_gpt2", GPT2)
     yield Check(

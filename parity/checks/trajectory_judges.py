@@ -80,13 +80,13 @@ def within(
 
 
 def ledger(name: str, observed: np.ndarray, wanted: np.ndarray, source: str = EXACTLY) -> Comparison:
-    """Bit for bit; a shorter list goes on with what no list holds. Of an empty one its length is compared."""
-    longest = max(observed.size, wanted.size)
-    if longest == 0:
+    """Bit for bit; a list that is shorter goes on with what the other does not hold there. Of an empty one its length is compared."""
+    if max(observed.size, wanted.size) == 0:
         first, second = np.zeros(1, observed.dtype), np.zeros(1, wanted.dtype)
     else:
-        none = np.array(-1 if observed.dtype.kind != "u" else 255).astype(observed.dtype)
-        first, second = (np.pad(one.reshape(-1), (0, longest - one.size), constant_values=none) for one in (observed, wanted))
+        first, second = observed.reshape(-1), wanted.reshape(-1)
+        if first.size != second.size:
+            first, second = np.append(first, ~second[first.size :]), np.append(second, ~first[second.size :])
     return verdict.identical(name, first, second, source)
 
 

@@ -11,7 +11,7 @@ from contract.training.stepwise import PARTS
 from parity.checks import trajectory_judges
 from parity.checks.check import Answered, Ask, Case
 from parity.checks.trajectory_case import StepAsk, StepCase, case_of, opened_run, steps_of
-from parity.checks.trajectory_run import PACKED, RAGGED, WHOLE, TrainingRun
+from parity.checks.trajectory_run import PACKED, PACKED_GPT2, RAGGED, WHOLE, WHOLE_GPT2, TrainingRun
 from parity.judge.verdict import Comparison
 from parity.reference.trajectory import LOSS, NORM
 
@@ -28,15 +28,16 @@ class LawCase(Case):
 
 
 def cases() -> Iterator[LawCase]:
-    """Packed and accumulated, and accumulated alone, against all rows side by side in one batch."""
-    yield _case(PACKED, "packed into micro-batches")
-    yield _case(RAGGED, "in micro-batches of ragged counts")
+    """Packed and accumulated, packed with learned positions, and accumulated alone, against all rows side by side in one batch."""
+    yield _case(PACKED, "packed into micro-batches", WHOLE)
+    yield _case(PACKED_GPT2, "packed, with learned positions", WHOLE_GPT2)
+    yield _case(RAGGED, "in micro-batches of ragged counts", WHOLE)
 
 
-def _case(cut: TrainingRun, how: str) -> LawCase:
+def _case(cut: TrainingRun, how: str, in_one: TrainingRun) -> LawCase:
     _, run = opened_run(cut, "float64")
     one = next(case for case in steps_of(run) if case.step.number == AT)
-    _, whole = opened_run(WHOLE, "float64")
+    _, whole = opened_run(in_one, "float64")
     step = next(whole.steps.steps(AT))
     other = case_of(f"step {AT + 1} in one batch", whole, step, one.before)
     return LawCase(name=f"step {AT + 1}, {how}, and in one batch", inputs=one.inputs, one=one, other=other)

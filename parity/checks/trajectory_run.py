@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from contract.model.layout import GPT2Layout, Layout, LlamaLayout, MistralLayout, Qwen3Layout
+from contract.model.layout import GPT2Layout, Layout, LlamaLayout, Qwen3Layout
 from contract.run.spec import Graph, Objective
 
 SEED = 11
@@ -73,8 +73,8 @@ LLAMA = TrainingRun(
 """5 epochs of 23 rows: 3 steps of 2 x 3 rows, and one of 3 + 2. One row in five is longer than seq_len and loses tokens."""
 
 PACKED = TrainingRun(
-    name="packed", title="a packed Mistral with a window: dropout, patterns, rslora, curriculum, large learning rate and decay",
-    layout=MistralLayout(**_rope(num_hidden_layers=1), tie_word_embeddings=False, sliding_window=12),
+    name="packed", title="a packed Qwen3 with a window in one layer: dropout, patterns, rslora, curriculum, large learning rate and decay",
+    layout=Qwen3Layout(**_rope(), attention_bias=False, tie_word_embeddings=False, sliding_window=12, max_window_layers=1),
     rows=11, words=((1, 19), (1, 5)), difficulty=True, steps=5, asked=(0, 1, 2, 3, 4),
     fields={
         "data": {"curriculum": "difficulty", "truncation": "right"},
@@ -120,6 +120,12 @@ GPT2 = TrainingRun(
     },
 )  # fmt: skip
 """Two epochs of 9 rows: four steps of two rows, and one of one."""
+
+PACKED_GPT2 = replace(GPT2.changed("packed_gpt2", 3, packing=True, epochs=3, batch_size=9, grad_accum=1, seq_len=29), asked=())
+"""A step is an epoch. Its positions are learned: with RoPE a row that is packed may stand anywhere."""
+
+WHOLE_GPT2 = PACKED_GPT2.changed("whole_gpt2", 3, packing=False)
+"""The same rows, each in a sequence of its own."""
 
 PROXY = TrainingRun(
     name="proxy", title="the proxy graph on an NF4 base, objective last_k",

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from contract.errors import UserError
-from parity.commands.options import devices, words
+from parity.commands.options import devices, require_profile, words
 
 
 def bisect(
@@ -24,12 +23,11 @@ def bisect(
 
     Exit codes: 0 none is; 1 some are; others as of `parity run`.
     """
-    from parity import bisection, profiles
+    from parity import bisection
     from parity.options import Options
     from parity.report import graphs, terminal
 
-    if profile not in profiles.PROFILES:
-        raise UserError(f"there is no profile {profile!r}; allowed: {', '.join(profiles.PROFILES)}")
+    require_profile(profile)
     options = Options(
         checks=(check,), stacks=words(stacks), devices=devices(device or []), profile=profile, seed=seed,
         mutants=tuple(mutant or ()), model=model,

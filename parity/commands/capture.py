@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from contract.errors import Interrupted
 from parity.commands.options import require_profile, words
 
 
@@ -36,7 +37,10 @@ def capture(
         mutants=tuple(mutant or ()), model=model,
     )  # fmt: skip
     with terminal.progress() as progress:
-        taken = take.take(options, out, progress)
+        try:
+            taken = take.take(options, out, progress)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted before a request was sent; what was there is whole; the same command goes on") from None
     with terminal.despite_a_closed_pipe():
         captures.show_taken(taken, out, terminal.console())
     raise typer.Exit(taken.exit_code)

@@ -121,7 +121,7 @@ def replay(path: Path, options: Options, running: Workers, tell: Callable[[str],
     record = failure.record
     paths = _checkpoint(failure, options.model or record.model)
     plan, title = _plan(path, record, options.model or record.model)
-    case = _case(path, failure.case, paths)
+    case = _case(path, plan, failure.case, paths)
     if judging.digest(plan.requests(case)) != record.asked:
         raise UserError(f"{path}: {record.check} asks otherwise in this version; {_versions_of(record)}")
     known = discover.discover()
@@ -177,7 +177,7 @@ class _One:
         if failure.neighbour is None or any(one.stack not in self._live and not then.get(one.stack) for one in self._asked):
             return None
         self._tell("asking for the input beside it, which passed")
-        case = _case(path, failure.neighbour, paths)
+        case = _case(path, self._plan, failure.neighbour, paths)
         try:
             now = self._answers(case, then)
         except (HarnessError, RequestFailed) as error:
@@ -225,12 +225,14 @@ def _versions_of(record: Record) -> str:
     return f"it was written by twostack {printable(record.twostack)}, and this is {here}: replay it with that one, or run the check anew"
 
 
-def _case(path: Path, packed: Packed, paths: Mapping[str, str]) -> Case:
-    """Raises UserError where there is no case of this kind in what was packed."""
+def _case(path: Path, plan: Plan, packed: Packed, paths: Mapping[str, str]) -> Case:
+    """Raises UserError where there is no case of this kind in what was packed, or one that the plan does not ask of."""
     try:
-        return packing.unpack(stored.resolved(packed, paths))
-    except (*NOT_A_CASE, CanNotTravel) as error:
+        case = packing.unpack(stored.resolved(packed, paths))
+        plan.requests(case)  # which asserts the kind of its own cases
+    except (*NOT_A_CASE, AssertionError, CanNotTravel) as error:
         raise UserError(f"{path}: holds no case that can be asked ({_words(error)}); give a file that parity run wrote") from None
+    return case
 
 
 def _words(error: BaseException) -> str:

@@ -215,7 +215,7 @@ def _record(path: Path, content: bytes) -> Record:
         return Record.model_validate_json(metadata[_OWN])
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise UserError(f"{path}: record, {brief(place)}: {first['msg']}; give a file that parity run wrote, as it wrote it") from None
 
 

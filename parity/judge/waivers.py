@@ -63,6 +63,8 @@ def read(path: Path) -> tuple[Waiver, ...]:
         return tuple(_File.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).waiver)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; see parity/judge/waivers.py for the form") from None
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; see docs/gate.md, Again, and waivers, for the form"
+        ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read as TOML ({error}); see parity/judge/waivers.py for the form") from None
+        raise UserError(f"{path}: can't be read as TOML ({error}); see docs/gate.md, Again, and waivers, for the form") from None

@@ -25,9 +25,9 @@ def show_taken(taken: Taken, folder: Path, console: Console) -> None:
     kept = f", {taken.kept} of them before" if taken.kept else ""
     versions = ", ".join(f"{package} {version}" for package, version in index.versions.items())
     console.print(Text.assemble((index.stack, "bold"), f" on {index.device} ({versions}), profile {index.profile}, seed {index.seed}"))
+    checks, examples = _counted(len(index.checks), "check"), _counted(taken.examples, "example")
     console.print(
-        f"{len(index.checks)} checks, {taken.examples} examples, {taken.asked + taken.kept} requests{kept}; "
-        f"{taken.size / _MIB:.1f} MiB in {folder}",
+        f"{checks}, {examples}, {_counted(taken.asked + taken.kept, 'request')}{kept}; {taken.size / _MIB:.1f} MiB in {folder}",
         soft_wrap=True,
     )
     if taken.failed:
@@ -35,6 +35,11 @@ def show_taken(taken: Taken, folder: Path, console: Console) -> None:
     for reason in taken.missing:
         console.print(Text(f"missing: {reason}", style="bold yellow"))
     console.print(Text(f"next: parity compare {folder} OTHER_DIR"), soft_wrap=True)
+
+
+def _counted(number: int, what: str) -> str:
+    """As 1 check, 2 checks."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def show_judged(run: Run, console: Console) -> None:

@@ -106,7 +106,8 @@ def _verdict(one: Replayed) -> str:
 
 def _next(one: Replayed) -> list[str]:
     if one.exit_code == 0:
-        return [f"to ask all of the check: {one.record.again}"]
+        then = "" if one.mutants == tuple(one.record.mutants) else ", with the bugs planted as then"
+        return [f"to ask all of the check{then}: {one.record.again}"]
     lines = [f"what this means: parity explain {one.record.check}"]
     if one.record.case.kind == "graph":
         planted = "".join(f" --mutant {name}" for name in one.mutants)

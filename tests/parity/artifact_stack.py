@@ -31,7 +31,7 @@ from tests.parity.graph_stack import ChangePlan, GraphStack, Spoil
 from tests.parity.numpy_stack import Done
 from tests.parity.trajectory_stack import CAPABILITIES as TRAINS
 
-TYPES = ("gpt2", "llama", "mistral")
+TYPES = ("gpt2", "llama", "qwen2")
 GRAPHS = TRAINS.graphs
 assert GRAPHS is not None
 CAPABILITIES = TRAINS.model_copy(

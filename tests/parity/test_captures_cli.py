@@ -38,7 +38,7 @@ def test_two_captures_are_compared(parity: Parity, tmp_path: Path) -> None:
     """Workers, files, table, record: from end to end."""
     code, out, _ = parity("capture", "--stack", "one", "--only", "a.silu", "--profile", "quick", "--out", "first")
     assert code == 0
-    assert "1 checks, 12 examples, 24 requests" in out
+    assert "1 check, 12 examples, 24 requests" in out
     assert "next: parity compare first OTHER_DIR" in out
     assert "MiB in first" in out
     assert parity("capture", "--stack", "two", "--only", "a.silu", "--profile", "quick", "--out", "second")[0] == 0

@@ -100,3 +100,10 @@ def test_a_mistyped_name_is_told_from_what(parity: Parity) -> None:
     assert err.startswith("parity: there is no check 'c.lama'; did you mean c.llama")
     with pytest.raises(UserError, match="no check is spelt like that"):
         explanation.explain("zzz")
+
+
+def test_a_check_of_a_run_of_yours_is_told_as_one() -> None:
+    with pytest.raises(
+        UserError, match=r"d\.run is of a run of yours; docs/gate\.md.*parity run --contract run\.yaml --only d\.run asks it"
+    ):
+        explanation.explain("d.run")

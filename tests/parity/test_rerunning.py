@@ -145,6 +145,26 @@ def test_red_cells_alone_are_asked_and_their_waivers_judged(tmp_path: Path, monk
     assert cells_of(third, Status.WAIVED) == red
 
 
+def test_a_cell_whose_stack_was_not_there_stays_uncovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again beside one that was mended since: the run is not green for what it could not ask."""
+    known = {name: info for name, info in discover.discover(configure(tmp_path, one=[], two=[])).items() if name in ("one", "two")}
+    monkeypatch.setattr(discover, "discover", lambda: known)
+    monkeypatch.setattr(matrix, "read_coverage", dict)
+    stack = StackRecord(name="two", device="CPU", lane="research", versions={})
+    away = result(Status.NOT_COVERED, stack="third")
+    rerunning.keep(run_of(result(Status.FAIL), away, mutants=(), model="", stacks=(stack,)))
+    run = session.run(again(), Progress())
+    assert statuses(run) == {rerunning.key_of(result(Status.FAIL)): Status.PASS, rerunning.key_of(away): Status.NOT_COVERED}
+    assert run.exit_code == 4
+
+
+def test_a_stack_that_came_since_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {name: info for name, info in discover.discover(configure(tmp_path, one=[], two=[])).items() if name in ("one", "two")}
+    monkeypatch.setattr(discover, "discover", lambda: known)
+    rerunning.keep(run_of(result(Status.FAIL), result(Status.NOT_COVERED, stack="one")))
+    assert again().devices == {"two": "OTHER", "one": "CPU"}
+
+
 def statuses(run: Run) -> Mapping[object, Status]:
     return {rerunning.key_of(one): one.status for one in run.results}
 

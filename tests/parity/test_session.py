@@ -163,6 +163,17 @@ def test_a_removed_check_is_exit_4_and_names_its_cells(go: Go, monkeypatch: pyte
     assert all("parity coverage --write" in result.reason for result in lost)
 
 
+def test_a_stack_that_is_gone_is_not_covered(go: Go, known: dict[str, StackInfo]) -> None:
+    """Two stacks of which one is not registered any more would else be one that passes; who names stacks means those."""
+    del known["two"]
+    run = go("a.matmul")
+    assert run.exit_code == 4
+    lost = [result for result in run.results if result.status is Status.NOT_COVERED]
+    assert {(result.question, result.stacks) for result in lost} == {("same_function", ("one", "two")), ("precision", ("two",))}
+    assert all("there is no stack two here; install twostack again" in result.reason for result in lost)
+    assert go("a.matmul", stacks=("one",)).exit_code == 0
+
+
 def test_tiers_that_were_not_asked_for_lose_nothing(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix.write_coverage({key: state for key, state in matrix.read_coverage().items() if key.startswith(("a.matmul |", "b."))})
     only(monkeypatch, tuple(check for check in registry.CHECKS if check.id == "a.matmul"))
@@ -226,7 +237,7 @@ def test_a_waiver_is_for_divergences_only(go: Go) -> None:
 def test_unknown_names_are_usage_errors(known: dict[str, StackInfo]) -> None:
     for select, message in (
         (lambda: selection.select_checks(("Z",), ()), "no tier 'Z'; allowed: A, B"),
-        (lambda: selection.select_checks((), ("a.nothing",)), "no check 'a.nothing'; allowed: a.matmul, "),
+        (lambda: selection.select_checks((), ("a.matmull",)), "no check 'a.matmull'; did you mean a.matmul, "),
         (lambda: selection.select_stacks(known, ("three",), {}), "no stack 'three'; allowed: one, two"),
         (lambda: selection.select_stacks(known, (), {"three": "CPU"}), "no stack 'three'"),
         (lambda: selection.select_stacks(known, (), {"one": "ABACUS"}), "stack one has no device 'ABACUS'; allowed: CPU, "),

@@ -18,7 +18,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 def compared(tmp_path: Path, old: dict[int, Outcome], new: dict[int, Outcome], digests: tuple[str, str] = ("d", "d")) -> bits.Bits:
     for name, outcomes, digest in (("old", old, digests[0]), ("new", new, digests[1])):
-        store.write_example(store.path_of(tmp_path / name, "a.x", 0), Recorded(case="c", digest=digest, outcomes=outcomes))
+        store.write_example(store.path_of(tmp_path / name, "a.x", 0), Recorded(case="c", digest=digest, outcomes=outcomes), "one")
     return bits.compare(tmp_path / "old", tmp_path / "new", "a.x", "one")
 
 

@@ -155,7 +155,7 @@ def test_an_input_that_is_another_one_here_is_not_judged(capture: Capture, monke
     path = store.path_of(folders[0], "a.matmul", 3)
     recorded = store.read_example(path, "one")
     assert recorded is not None
-    store.write_example(path, recorded.model_copy(update={"digest": "0" * 64}))
+    store.write_example(path, recorded.model_copy(update={"digest": "0" * 64}), "one")
     compared = judged.judge(folders, Progress())
     assert compared.exit_code == 4
     for result in compared.results:
@@ -171,6 +171,14 @@ def test_an_example_whose_file_is_gone_is_not_covered(capture: Capture) -> None:
     store.path_of(folder, "a.matmul", 0).unlink()
     compared = judged.judge([folder], Progress())
     assert statuses(compared) == {Status.NOT_COVERED}
+
+
+def test_answers_of_another_stack_are_refused(capture: Capture) -> None:
+    """Else two copies of one stack's answers would agree in every bit."""
+    one, two = capture("one", "a.matmul"), capture("two", "a.matmul")
+    store.path_of(one, "a.matmul", 0).write_bytes(store.path_of(two, "a.matmul", 0).read_bytes())
+    with pytest.raises(UserError, match=r"0.safetensors holds answers of two, and the capture is of one; copy the capture again"):
+        judged.judge([one, two], Progress())
 
 
 @pytest.mark.parametrize(
@@ -231,9 +239,9 @@ def test_a_folder_with_something_else_is_left_alone(capture: Capture, tmp_path: 
 
 def test_another_capture_in_the_same_folder_is_refused(capture: Capture) -> None:
     capture("one", "a.matmul")
-    with pytest.raises(UserError, match="holds a capture with another seed 20230523, now 5"):
+    with pytest.raises(UserError, match="holds a capture with another seed: 20230523, now 5"):
         capture("one", "a.matmul", seed=5)
-    with pytest.raises(UserError, match="holds a capture with another device 'CPU', now 'NEGATED'"):
+    with pytest.raises(UserError, match="holds a capture with another device: CPU, now NEGATED"):
         capture("one", "a.matmul", device="NEGATED")
 
 

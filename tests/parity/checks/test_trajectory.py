@@ -125,7 +125,11 @@ def test_every_answer_is_looked_at(name: str, steps: Mapping[str, list[StepCase]
 
 def test_a_longer_or_shorter_ledger_diverges(steps: Mapping[str, list[StepCase]]) -> None:
     check = check_of("d.trajectory", steps, slice(3, 4))
-    changes: tuple[Callable[[np.ndarray], np.ndarray], ...] = (lambda ids: ids[:-1], lambda ids: np.append(ids, 7))
+    changes: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+        lambda ids: ids[:-1],
+        lambda ids: np.append(ids, 7),
+        lambda ids: np.append(ids, -1),
+    )
     for change in changes:
         stack = TrajectoryStack("wrong", spoil=lambda name, value, change=change: change(value) if name == "samples" else value)  # type: ignore[misc]
         result = run(check, stack)["precision", "wrong"]

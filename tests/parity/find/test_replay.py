@@ -220,6 +220,14 @@ def test_a_file_of_another_version_is_refused_in_words(parity: Parity, files: di
     assert done.err.count("\n") == 1
 
 
+def test_a_case_that_the_check_does_not_ask_of_is_refused_in_words(parity: Parity, files: dict[str, Path]) -> None:
+    """A file may name any check: here one whose cases are graphs."""
+    done = parity("replay", rewritten(files["precision-float32"], check="e.saved"))
+    assert done.code == 2
+    assert "holds no case that can be asked (AssertionError" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_a_stack_that_is_not_here_is_exit_4(parity: Parity, files: dict[str, Path], tmp_path: Path) -> None:
     configure(tmp_path, one=[])
     done = parity("replay", files["precision-float32"])

@@ -247,6 +247,14 @@ def plan_of(**layout: Any) -> Callable[[Packed], Packed]:
     return change
 
 
+def lora_of(**lora: Any) -> Callable[[Packed], Packed]:
+    def change(packed: Packed) -> Packed:
+        plan = {**packed.fields["plan"], "lora": {"alpha": 1.0, **lora}}
+        return Packed(kind="graph", fields={**packed.fields, "plan": plan}, tensors=packed.tensors)
+
+    return change
+
+
 def without(name: str) -> Callable[[Packed], Packed]:
     def change(packed: Packed) -> Packed:
         return Packed(kind="graph", fields=packed.fields, tensors={key: it for key, it in packed.tensors.items() if key != name})
@@ -257,6 +265,8 @@ def without(name: str) -> Callable[[Packed], Packed]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lora_of(rank=2**24), "a rank is 16777216; allowed: 1024 at most"),
+        (lora_of(rank=1, rank_pattern={"q_proj": 2**24}), "a rank is 16777216"),
         (plan_of(num_hidden_layers=10**12), "num_hidden_layers is 1000000000000; allowed: 0 to 1024"),
         (plan_of(num_hidden_layers="many"), "num_hidden_layers is 'many'"),
         (plan_of(vocab_size=10**9), "weights: embedding is float32"),
