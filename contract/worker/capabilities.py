@@ -134,7 +134,7 @@ class Capabilities(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     protocol: Literal[1]
-    lane: Lane | Literal["witness"] = Field(description="witness: no lane, but a third opinion on files")
+    lane: Literal[Lane, "witness"] = Field(description="witness: no lane, but a third opinion on files")
     extra: str = Field(description="the extra of the distribution that installs the stack")
     packages: tuple[Annotated[str, Field(min_length=1)], ...] = Field(description="distributions whose versions belong into every report")
     devices: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")], ...] = Field(

@@ -44,7 +44,7 @@ def judge(folders: Sequence[Path], progress: Progress, *, waiver_file: Path = wa
         UserError: a folder that holds no sound capture; captures of one stack, or of other inputs.
     """
     began, started_at = time.monotonic(), datetime.datetime.now(datetime.UTC)
-    indexes = {folder: store.read_index(folder) for folder in folders}
+    indexes = _read(folders)
     first = _require_comparable(indexes)
     tiers, only = _selection(list(indexes.values()))
     options = Options(
@@ -99,6 +99,15 @@ def _selection(indexes: Sequence[Index]) -> tuple[tuple[str, ...], tuple[str, ..
         return first
     chosen = {check.id for index in indexes for check in selection.select_checks(index.tiers, index.only)}
     return (), tuple(check.id for check in registry.CHECKS if check.id in chosen)
+
+
+def _read(folders: Sequence[Path]) -> dict[Path, Index]:
+    indexes: dict[Path, Index] = {}
+    for folder in folders:
+        if any(folder.resolve() == other.resolve() for other in indexes):
+            raise UserError(f"{folder} is named twice; give a capture of each stack once")
+        indexes[folder] = store.read_index(folder)
+    return indexes
 
 
 def _require_comparable(indexes: dict[Path, Index]) -> Index:

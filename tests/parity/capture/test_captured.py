@@ -197,6 +197,13 @@ def test_a_file_that_is_no_example_is_refused_in_words(capture: Capture, content
         judged.judge([folder], Progress())
 
 
+def test_a_capture_is_named_once(capture: Capture) -> None:
+    """Else two names of one stack's answers would be judged as one stack, and nothing asked of a pair."""
+    one = capture("one", "a.matmul")
+    with pytest.raises(UserError, match="is named twice; give a capture of each stack once"):
+        judged.judge([one, one.parent / one.name / ".." / one.name], Progress())
+
+
 def test_a_folder_that_holds_no_capture_is_missing(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"holds no capture .* make one: parity capture"):
         judged.judge([tmp_path], Progress())

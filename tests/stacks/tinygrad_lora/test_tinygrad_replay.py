@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
-from contract.worker.operations import OPERATIONS
+from contract.worker import discover
 from contract.worker.process import StackProcess
 from stacks.tinygrad_lora import compiler
 from stacks.tinygrad_lora.entries import ENTRIES
@@ -70,7 +70,7 @@ def tensors(op: str, seed: int) -> dict[str, np.ndarray]:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert set(CASES) == set(ENTRIES) == set(OPERATIONS)
+    assert set(CASES) == set(ENTRIES) == set(discover.installed()["tinygrad_lora"].capabilities.operations)
 
 
 @pytest.mark.parametrize("op", [pytest.param(op, marks=[pytest.mark.nightly] if op in PLAIN else []) for op in CASES])
