@@ -109,7 +109,8 @@ def operation_limits(
     """The exact answer of a `block` request in bfloat16 with every tap overridden, and the limit on each element's error, by name.
 
     Each answered tensor is one operation's work. Its roundings to bfloat16 have a hard bound, most u / (1 - after u); to that comes what
-    it errs by inside, in float32, by its response. `false_alarm`: number of elements -> that of one of them.
+    it errs by inside, in float32, by its response; and where the exact value is not 0, the smallest normal number for each rounding and the
+    last one inside, which may underflow (Higham 2002, section 2.1). `false_alarm`: number of elements -> that of one of them.
     """
 
     def answer(noise: Noise) -> dict[str, np.ndarray]:
@@ -122,7 +123,8 @@ def operation_limits(
     for name, value in exact.items():
         most, after = sizes.most[f"{section}/{name}"]
         inside = row_limits(response.rows[name], dtype=INSIDE, runs=runs, false_alarm=share)
-        limits[name] = np.broadcast_to(most * u / (1 - after * u), (1, *value.shape[:-1]))[0] + inside
+        underflow = (value[..., 0] != 0) * (after + 1) * float(np.finfo(INSIDE).smallest_normal)  # bfloat16 has float32's exponents
+        limits[name] = np.broadcast_to(most * u / (1 - after * u), (1, *value.shape[:-1]))[0] + inside + underflow
     return {name: value[..., 0] for name, value in exact.items()}, limits
 
 

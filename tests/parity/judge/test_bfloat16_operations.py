@@ -175,3 +175,16 @@ def test_a_planted_error_leaves_the_limit_by_a_factor(name: str) -> None:
 def test_the_usual_tolerance_accepts_a_norm_in_bfloat16() -> None:
     """torch.testing.assert_close's own for bfloat16, 1.6e-2 relative and 1e-5 absolute: four roundings."""
     torch.testing.assert_close(narrow_norm(), torch.tensor(OF_BLOCK[0]["attention_norm"]).bfloat16())
+
+
+def test_what_underflows_may_be_zero() -> None:
+    """A weight of softmax under the smallest number is 0 in bfloat16 and in float32, and no limit relative to it can say so."""
+    head = SectionAsk(case=CASE, plan=PLAN, section="head").given()
+    far_apart = {**head, "override.logits": head["override.logits"] * head["override.logits"].dtype.type(400)}
+    exact, limit = (part["grad.logits"] for part in limits("head", far_apart))
+    lost = (exact != 0) & (np.abs(exact) < np.finfo(np.float32).smallest_subnormal)
+    assert lost.any()
+    assert (limit[lost] >= np.abs(exact[lost])).all()
+    assert (limit[:, -1] == 0).all()  # the last token foretells none
+    ordinary = np.abs(exact) > 2.0**-60
+    assert (limit[ordinary] < np.abs(exact[ordinary]) / 64).all()
