@@ -103,7 +103,11 @@ def test_the_values_are_normal_quantiles() -> None:
     positive = norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
     negative = -norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
     values = np.sort(np.concatenate([positive, [0.0], negative]))
-    np.testing.assert_allclose(nf4.VALUES, values / values.max(), atol=2e-6)
+    largest = values.max()
+    # The table was made from probabilities in float32, two roundings each, which a quantile amplifies by 1 / density.
+    errors = 2 * 2.0**-24 / norm.pdf(values)
+    allowed = (errors + np.abs(values) / largest * errors.max()) / largest + 2.0**-24
+    assert np.all(np.abs(nf4.VALUES - values / largest) <= allowed)
 
 
 def nearest(scaled: np.ndarray) -> np.ndarray:
