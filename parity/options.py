@@ -54,6 +54,7 @@ class Options:
     contract:        a user's own run; its checks, c.run and d.run, are then asked, and of the others those that `tiers` names.
     allow_uncovered: questions of which a cell that is not covered is accepted.
     rerun:           ask these cells alone.
+    jobs:            sets of workers that are asked at once, at most; a user's own run has one.
     """
 
     tiers: tuple[str, ...] = ()
@@ -70,6 +71,7 @@ class Options:
     contract: ContractOptions | None = None
     allow_uncovered: tuple[str, ...] = ()
     rerun: Rerun | None = None
+    jobs: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

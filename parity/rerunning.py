@@ -82,7 +82,7 @@ def options(path: Path | None, *, given: Options, named: Sequence[str]) -> Optio
     return Options(
         checks=tuple(sorted(asked)), stacks=tuple(there), devices=there, profile=run.profile, seed=run.seed,
         time_budget=given.time_budget, mutants=run.mutants, model=run.model or graph.MODEL, waiver_file=given.waiver_file,
-        reproducers=given.reproducers, contract=contract, allow_uncovered=given.allow_uncovered,
+        reproducers=given.reproducers, contract=contract, allow_uncovered=given.allow_uncovered, jobs=given.jobs,
         rerun=Rerun(record=source, started=run.started, cells=cells, contract="" if run.contract is None else run.contract.digest),
     )  # fmt: skip
 

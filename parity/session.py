@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contract.worker import discover
 from contract.worker.discover import StackInfo
 from parity import cells as matrix
-from parity import selected, selection, unasked, waiving, workers
+from parity import jobs, selected, selection, unasked, waiving, workers
 from parity.busy import busy_seconds
 from parity.cells import Cell, Device
 from parity.checks import graph, registry
@@ -41,8 +41,10 @@ def run(options: Options, progress: Progress) -> Run:
     chosen, known, absent = settled.chosen, settled.known, settled.absent
     accepted, recorded = waivers.read(options.waiver_file), matrix.read_coverage()
     progress.doing("starting the stacks")
-    with workers.started(chosen, options.mutants, own_run=settled.gated is not None) as processes:
-        ready = time.monotonic()
+    own_run = settled.gated is not None
+    count = 1 if own_run else min(options.jobs, len(jobs.groups(settled.checks)))
+    with workers.sets(count, chosen, options.mutants, own_run=own_run) as sets:
+        ready, processes = time.monotonic(), sets[0]
         here = workers.devices(chosen, processes)
         settled = selected.with_paths(settled, options, processes)
         checks, every = settled.checks, matrix.matrix(settled.checks, [*here, *(_on_default(known[name]) for name in absent)])
@@ -50,17 +52,18 @@ def run(options: Options, progress: Progress) -> Run:
             every = [cell for cell in every if key_of(cell) in options.rerun.cells]
             checks = tuple(check for check in checks if any(cell.check is check for cell in every))
         cells = [cell for cell in every if not absent.keys() & set(cell.stacks)]
-        engine = Engine(
-            processes, {name: info.capabilities for name, (info, _) in chosen.items()}, profile=profile, seed=seed,
-            rerun=rerun_flags(options, seed), reproducers=_keeper(options, chosen, seed),
-            statistical=statistical(cells, profile), mutants=options.mutants,
-            deadline=None if options.time_budget is None else began + options.time_budget, on_example=progress.step, doing=progress.doing,
-        )  # fmt: skip
+        engines = [
+            Engine(
+                processes, {name: info.capabilities for name, (info, _) in chosen.items()}, profile=profile, seed=seed,
+                rerun=rerun_flags(options, seed), reproducers=_keeper(options, chosen, seed),
+                statistical=statistical(cells, profile), mutants=options.mutants,
+                deadline=None if options.time_budget is None else began + options.time_budget,
+                on_example=progress.step, doing=progress.doing,
+            )
+            for processes in sets
+        ]  # fmt: skip
         progress.total(sum(profile.drawn(check) + profile.fixed(check) for check in checks))
-        results = []
-        for check in checks:
-            progress.doing(f"{check.id}: {check.title}")
-            results += engine.run(check, [cell for cell in cells if cell.check is check and cell.plan is not None])
+        results = jobs.ask(engines, checks, cells, progress.doing)
         asked = time.monotonic()
     declined = {} if settled.gated is None else settled.gated.declined
     results += [unasked.explained(cell, cells, declined) for cell in cells if cell.plan is None]
@@ -80,9 +83,9 @@ def run(options: Options, progress: Progress) -> Run:
         stacks=tuple(_stack_record(info, device) for info, device in chosen.values()),
         results=final, problems=problems, exit_code=exit_code(final, problems),
         timing=Timing(
-            wall=asked - ready, start=ready - began, busy=busy_seconds(engine.meter.busy),
-            by_stack={name: busy_seconds({name: intervals}) for name, intervals in engine.meter.busy.items()},
-            checks=engine.meter.checks,
+            wall=asked - ready, start=ready - began, busy=busy_seconds(jobs.busy(engines)),
+            by_stack={name: busy_seconds({name: intervals}) for name, intervals in jobs.busy(engines).items()},
+            checks=jobs.timings(engines),
         ),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from contract.worker.answers import HarnessError, RequestFailed
 from contract.worker.discover import StackInfo
 from contract.worker.process import StackProcess
 from parity.cells import Device
-from parity.mutants import catalogue
+from parity.mutants import catalogue, planting
 
 REQUEST_SECONDS = 120.0
 OWN_RUN_SECONDS = 1800.0
@@ -22,33 +22,48 @@ OWN_RUN_SECONDS = 1800.0
 def started(
     chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = (), *, own_run: bool = False
 ) -> Iterator[dict[str, StackProcess]]:
-    """The chosen stacks, each in a process of its own, up and ready; ended when the block ends.
+    """The chosen stacks, each in a process of its own, up and ready; ended when the block ends. Raises as `sets`."""
+    with sets(1, chosen, mutants, own_run=own_run) as [processes]:
+        yield processes
+
+
+@contextmanager
+def sets(
+    count: int, chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = (), *, own_run: bool = False
+) -> Iterator[list[dict[str, StackProcess]]]:
+    """So many times the chosen stacks, each in a process of its own, up and ready; ended when the block ends.
 
     Raises:
         EnvironmentUnfit: a stack says that this machine can't run it.
         MissingError: a stack's device is not here.
         HarnessError: a worker did not come up.
+        UserError: a mutant of the contract that this process has not planted.
     """
+    planting.require(mutants)
     planted = [catalogue.read(name) for name in mutants]
-    processes = {
-        name: StackProcess(
-            name, info.command, device, request_seconds=OWN_RUN_SECONDS if own_run else REQUEST_SECONDS,
-            mutations=[mutant.mutation for mutant in planted if mutant.stack == name],
-        )
-        for name, (info, device) in chosen.items()
-    }  # fmt: skip
-    pool = ThreadPoolExecutor(max_workers=max(1, len(processes)))
+    made = [
+        {
+            name: StackProcess(
+                name, info.command, device, request_seconds=OWN_RUN_SECONDS if own_run else REQUEST_SECONDS,
+                mutations=[mutation for mutant in planted for mutation in mutant.mutations_of(name)],
+            )
+            for name, (info, device) in chosen.items()
+        }
+        for _ in range(count)
+    ]  # fmt: skip
+    every = [process for processes in made for process in processes.values()]
+    pool = ThreadPoolExecutor(max_workers=max(1, len(every)))
     try:
-        for starting in [pool.submit(_start, process) for process in processes.values()]:
+        for starting in [pool.submit(_start, process) for process in every]:
             starting.result()
-        yield processes
+        yield made
     except BaseException:
-        for process in processes.values():
+        for process in every:
             process.kill()  # one that is still starting would keep the others, and the user, waiting
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        for process in processes.values():
+        for process in every:
             process.close()
 
 

@@ -56,4 +56,4 @@ class KeyValueCache:
 
 
 def _room(shape: tuple[int, ...], dtype: str, device: str) -> Tensor:
-    return to_device(rounded(np.zeros(shape, np.float32), dtype), device).realize()
+    return to_device(rounded(np.zeros(shape, np.float32), dtype), device)

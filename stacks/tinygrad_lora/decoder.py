@@ -125,9 +125,7 @@ class Decoder:
         for window in set(self._windows):
             arrays[_seen_within(window)] = seen(positions_BT, self._positions_BS, window)
         # in one order: TinyJit tells the tensors of a dictionary apart by their places, not by their names
-        tensors = {name: to_device(arrays[name], self._held.device) for name in sorted(arrays)}
-        Tensor.realize(*tensors.values())
-        return tensors
+        return {name: to_device(arrays[name], self._held.device) for name in sorted(arrays)}
 
     def _advanced(self, tensors: dict[str, Tensor], start: UOp) -> dict[str, Tensor]:
         """The logits after the last column; layer by layer, so that alike ones are scheduled once."""

@@ -17,7 +17,7 @@ from tinygrad import Tensor, TinyJit
 from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD
 from stacks.tinygrad_lora.hook import Hook
-from stacks.tinygrad_lora.host import to_device, to_host
+from stacks.tinygrad_lora.host import to_device, to_host, write
 from stacks.tinygrad_lora.lora import Linears
 from stacks.tinygrad_lora.models.build import build
 from stacks.tinygrad_lora.models.section import Model, Pass
@@ -42,8 +42,7 @@ class Sections:
     """
 
     def __init__(self, plan: GraphPlan, device: str) -> None:
-        self._device = device
-        self._captured = lru_cache(CAPTURED)(partial(_function, plan, build(plan)))
+        self._captured = lru_cache(CAPTURED)(partial(_Captured, plan, build(plan), device))
 
     def run(
         self, section: str, held: Mapping[str, Tensor], given: Mapping[str, np.ndarray], *, wanted: Callable[[str], bool]
@@ -54,14 +53,11 @@ class Sections:
             held: the section's weights and adapter, and the graph's scalars, on the device; no two of them one buffer.
             given: everything else.
         """
-        tensors = {name: to_device(array, self._device) for name, array in given.items()}
-        Tensor.realize(*tensors.values())
-        # in one order: TinyJit tells the tensors of a dictionary apart by their places, not by their names
-        inputs = dict(sorted((dict(held) | tensors).items()))
         kind = section if section in (EMBEDDING, HEAD) else "block"
-        captured = self._captured(kind, *((name, tensor.shape) for name, tensor in inputs.items()))
+        shapes = {name: tensor.shape for name, tensor in held.items()} | {name: array.shape for name, array in given.items()}
+        computed = self._captured(kind, *sorted(shapes.items()))(held, given)
         # copied to the host at once: the next replay writes its outputs over these
-        return {name: to_host(tensor) for name, tensor in captured(inputs).items() if wanted(name)}
+        return {name: to_host(tensor) for name, tensor in computed.items() if wanted(name)}
 
 
 def sections_of(plan: GraphPlan, device: str, *, weights: int) -> Sections:
@@ -107,11 +103,24 @@ def compute(tensors: Mapping[str, Tensor], *, plan: GraphPlan, model: Model, sec
     return hook.computed | {f"grad.{name}": gradient for name, gradient in zip(wanted, gradients, strict=True)}
 
 
-def _function(plan: GraphPlan, model: Model, kind: str, *shapes: tuple[str, tuple[int, ...]]) -> Function:
+class _Captured:
     """A function of its own for each set of names and shapes: TinyJit replays one sequence of kernels."""
-    function: Function = partial(compute, plan=plan, model=model, section=kind)
-    # rows that pass as they are make no kernel, and TinyJit refuses to capture none
-    return function if kind == EMBEDDING else TinyJit(function)
+
+    def __init__(self, plan: GraphPlan, model: Model, device: str, kind: str, *shapes: tuple[str, tuple[int, ...]]) -> None:
+        function: Function = partial(compute, plan=plan, model=model, section=kind)
+        # rows that pass as they are make no kernel, and TinyJit refuses to capture none
+        self._function = function if kind == EMBEDDING else TinyJit(function)
+        self._device = device
+        self._given: dict[str, Tensor] = {}
+
+    def __call__(self, held: Mapping[str, Tensor], given: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        if self._given:
+            for name, array in given.items():
+                write(self._given[name], array)
+        else:
+            self._given = {name: to_device(array, self._device) for name, array in given.items()}
+        # in one order: TinyJit tells the tensors of a dictionary apart by their places, not by their names
+        return self._function(dict(sorted((dict(held) | self._given).items())))
 
 
 def _linears(tensors: Mapping[str, Tensor], plan: GraphPlan, model: Model, hook: Hook) -> Linears:

@@ -68,7 +68,7 @@ def hold(
         prefix = f"{section}."
         arrays = {name: np.array([value]) for name, value in model.scalars(section).items()}
         arrays |= {name.removeprefix(prefix): matrix for name, matrix in adapter.items() if name.startswith(prefix)}
-        own = {name: to_device(array.astype(inside(plan.dtype)), device).realize() for name, array in arrays.items()}
+        own = {name: to_device(array.astype(inside(plan.dtype)), device) for name, array in arrays.items()}
         held[section] = source.section(section) | own
     report(len(sections), len(sections))
     return Held(plan=plan, device=device, model=model, tensors=held, embeddings=source.embeddings())

@@ -76,7 +76,7 @@ def merge_graph(
     for path, weight_OI in merged.items():
         section, name = _place(path)
         where = plain[section][name].device
-        plain[section][name] = to_device(weight_OI.astype(plan.dtype), str(where)).realize()
+        plain[section][name] = to_device(weight_OI.astype(plan.dtype), str(where))
     paths_left = tuple(path for path in plan.paths if path != "nf4_linear")
     after = plan.model_copy(update={"lora": Lora(rank=1, alpha=1.0, targets=()), "paths": paths_left})
     return after, plain, {path: merged[path] for path in (merged if asked is None else asked)}

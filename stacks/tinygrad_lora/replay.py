@@ -20,7 +20,7 @@ from tinygrad import Device, Tensor, TinyJit
 from tinygrad.device import Buffer, LRUAllocator
 from tinygrad.uop.ops import UOp, buffers
 
-from stacks.tinygrad_lora.host import to_device
+from stacks.tinygrad_lora.host import to_device, write
 
 COMPILING = 2
 """Calls that are slow: TinyJit runs a function when it is first called, and captures its kernels when it is called again."""
@@ -29,7 +29,7 @@ KEPT = 64
 """Captured functions that are kept: each holds the buffers of its inputs and outputs."""
 
 LARGEST = 2**24
-"""Bytes of inputs over which nothing is kept: such kernels take longer than their scheduling, and much memory."""
+"""Bytes of inputs over which nothing is kept, unless said otherwise: such kernels take longer than their scheduling, and much memory."""
 
 Function = Callable[..., dict[str, Tensor]]
 """(tensors by name, then hashable arguments by keyword) -> tensors by name."""
@@ -41,10 +41,11 @@ class Replays:
 
     Args:
         device: tinygrad's name of it.
+        largest: bytes of inputs over which nothing is kept.
     """
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, device: str, *, largest: int = LARGEST) -> None:
+        self._device, self._largest = device, largest
         self._captured = lru_cache(KEPT)(self._new)
 
     def run(self, function: Function, given: Mapping[str, np.ndarray], **static: Any) -> dict[str, np.ndarray]:
@@ -56,7 +57,7 @@ class Replays:
         arrays = {name: np.atleast_1d(np.ascontiguousarray(given[name])) for name in sorted(given)}
         signature = tuple((name, array.shape, array.dtype.name) for name, array in arrays.items())
         # an empty tensor has no buffer that could be written anew
-        kept = all(array.size for array in arrays.values()) and sum(array.nbytes for array in arrays.values()) <= LARGEST
+        kept = all(array.size for array in arrays.values()) and sum(array.nbytes for array in arrays.values()) <= self._largest
         made = self._captured if kept else self._new
         return made(function, tuple(static.items()), signature)(arrays)
 
@@ -87,9 +88,7 @@ class Replay:
             arrays: by the same names in the same order in each call; none of them without dimensions or elements.
         """
         if not self._inputs:
-            inputs = {name: to_device(array, self._device) for name, array in arrays.items()}
-            Tensor.realize(*inputs.values())
-            self._inputs = inputs
+            self._inputs = {name: to_device(array, self._device) for name, array in arrays.items()}
         else:
             for name, array in arrays.items():
                 write(self._inputs[name], array)
@@ -116,10 +115,3 @@ def _views(linear: UOp) -> Iterator[Buffer]:
         buffer = buffers.get(uop)
         if isinstance(buffer, Buffer) and buffer.base is not buffer and buffer.is_initialized():
             yield buffer
-
-
-def write(tensor: Tensor, array: np.ndarray) -> None:
-    """Puts an array of the same shape and dtype into a tensor's buffer; building a new tensor for it costs five times as much."""
-    buffer = tensor.uop.base.realized
-    assert isinstance(buffer, Buffer), "a realised input on one device has one buffer"
-    buffer.copy_from(Buffer("PYTHON", buffer.size, buffer.dtype, opaque=array.reshape(-1).view(np.uint8).data))

@@ -17,7 +17,7 @@ from contract.worker.serve import Channel
 from contract.worker.taps import EMBEDDING, HEAD
 from stacks.tinygrad_lora import weights
 from stacks.tinygrad_lora.graph import BAR, OVERRIDE, SEEN, Sections, sections_of
-from stacks.tinygrad_lora.host import rounded, to_device
+from stacks.tinygrad_lora.host import rounded, to_device, write
 from stacks.tinygrad_lora.loss import next_tokens
 from stacks.tinygrad_lora.merge import merge_graph
 from stacks.tinygrad_lora.models.build import build
@@ -207,14 +207,16 @@ class Session:
     def _scalars(self, section: str) -> dict[str, Tensor]:
         numbers = self._model.scalars(section)
         arrays = {name: np.array([value], dtype=inside(self.plan.dtype)) for name, value in numbers.items()}
-        return {name: to_device(array, self._device).realize() for name, array in arrays.items()}
+        return {name: to_device(array, self._device) for name, array in arrays.items()}
 
     def _set_adapter(self, tensors: Arrays) -> None:
         # from NumPy buffers, each its own: two matrices of zeros made by tinygrad would be one constant
         arrays = {name: tensors[name].astype(inside(self.plan.dtype)) for name in requests.adapter(self.plan)}
-        self._adapter = {name: to_device(array, self._device) for name, array in arrays.items()}
         if self._adapter:
-            Tensor.realize(*self._adapter.values())
+            for name, array in arrays.items():
+                write(self._adapter[name], array)
+        else:
+            self._adapter = {name: to_device(array, self._device) for name, array in arrays.items()}
 
 
 def _or_gradient(names: set[str]) -> Callable[[str], bool]:

@@ -33,10 +33,10 @@ from contract.worker.taps import EMBEDDING
 from stacks.tinygrad_lora import optim, weights
 from stacks.tinygrad_lora.buckets import Arrays, Buckets
 from stacks.tinygrad_lora.failures import told
-from stacks.tinygrad_lora.host import to_device
+from stacks.tinygrad_lora.host import to_device, write
 from stacks.tinygrad_lora.models.build import build
 from stacks.tinygrad_lora.models.section import TOKENS
-from stacks.tinygrad_lora.replay import COMPILING, Replay, write
+from stacks.tinygrad_lora.replay import COMPILING, Replay
 from stacks.tinygrad_lora.step import FIRST, KEPT_SHARE, MAX_NORM, TOKENS_OF_STEP, Adapted, accumulate, finish, loss_sum
 from stacks.tinygrad_lora.weights import Weights
 from stacks.tinygrad_lora.widen import inside
@@ -191,12 +191,12 @@ def _open(run: Run, plan: GraphPlan, device: str, report: Progress) -> tuple[Ada
     buckets = Buckets(run, model, read.embeddings())
     held, sections = {}, [section for section in plan.held if section != EMBEDDING]
     for number, section in enumerate(sections):
-        numbers = {name: to_device(np.array([value], dtype), device).realize() for name, value in model.scalars(section).items()}
+        numbers = {name: to_device(np.array([value], dtype), device) for name, value in model.scalars(section).items()}
         held[section] = {**read.section(section), **numbers}
         report(stage="load", done=number + 1, of=len(sections))
     # from NumPy arrays, a buffer each: matrices of zeros that tinygrad makes would be one constant
-    own = {name: to_device(matrix.astype(dtype), device).realize() for name, matrix in run.initial.items()}
-    zeros = [{name: to_device(np.zeros_like(matrix, dtype), device).realize() for name, matrix in run.initial.items()} for _ in range(3)]
+    own = {name: to_device(matrix.astype(dtype), device) for name, matrix in run.initial.items()}
+    zeros = [{name: to_device(np.zeros_like(matrix, dtype), device) for name, matrix in run.initial.items()} for _ in range(3)]
     sums = zeros[2] if run.contract.exec.grad_accum > 1 else {}
     graph = Adapted(plan=plan, model=model, held=held, adapter=own, m=zeros[0], v=zeros[1], sums=sums, chunk=buckets.chunk)
     return graph, buckets

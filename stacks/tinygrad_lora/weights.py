@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from tinygrad import Tensor
@@ -20,8 +20,13 @@ from contract.worker import taps
 from contract.worker.plan import GraphPlan
 from contract.worker.taps import EMBEDDING, HEAD, LM_HEAD
 from stacks.tinygrad_lora import nf4
-from stacks.tinygrad_lora.host import to_device
+from stacks.tinygrad_lora.host import rounded, to_device
 from stacks.tinygrad_lora.memory import require_fits
+from stacks.tinygrad_lora.replay import Replays
+
+SMALL = 2**20
+"""Bytes of a weight of which the captured kernels are kept."""
+_WEIGHT, _OFFSET = "weight", "offset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +98,38 @@ class Weights:
         base = self._plan.base
         if base is None:
             return {name: self._widened(weight_OI)}
-        offset_1 = to_device(self._source.load(f"{path}.offset"), self._device).realize() if base.offsets_given else None
-        weight = to_device(weight_OI.astype(np.float32, copy=False), self._device)
-        packed_P, absmax_B = nf4.encode(weight, block_size=base.block_size, double_quant=base.double_quant, given_offset_1=offset_1)
+        given = {_WEIGHT: weight_OI.astype(np.float32, copy=False)}
+        if base.offsets_given:
+            given[_OFFSET] = self._source.load(f"{path}.offset")
+        sizes = {"block_size": base.block_size, "double_quant": base.double_quant}
         if "nf4_linear" in self._plan.paths:
-            return {f"{name}.packed": packed_P, f"{name}.absmax": absmax_B}
-        out_features, in_features = weight_OI.shape
-        sizes = {"block_size": base.block_size, "out_features": out_features, "in_features": in_features}
-        dequantized_OI = nf4.dequantize(packed_P, absmax_B, **sizes)
-        return {name: dequantized_OI.cast(self._plan.dtype).contiguous().realize()}
+            encoded = _replays(self._device).run(_encoded, given, **sizes)
+            return {f"{name}.{part}": to_device(array, self._device) for part, array in encoded.items()}
+        return {name: self._widened(_replays(self._device).run(_requantized, given, **sizes)[_WEIGHT])}
 
     def _widened(self, array: np.ndarray) -> Tensor:
-        return to_device(array.astype(np.float32, copy=False), self._device).cast(self._plan.dtype).contiguous().realize()
+        return to_device(rounded(array.astype(np.float32, copy=False), self._plan.dtype), self._device)
+
+
+@lru_cache
+def _replays(device: str) -> Replays:
+    """Of steps that are kernels of their own, eleven a weight: scheduling them takes a small weight longer than computing them."""
+    return Replays(device, largest=SMALL)
+
+
+def _encoded(given: Mapping[str, Tensor], *, block_size: int, double_quant: bool) -> dict[str, Tensor]:
+    """NF4's codes of a weight, `packed`, and what they scale, `absmax`."""
+    weight_OI, offset_1 = given[_WEIGHT], given.get(_OFFSET)
+    packed_P, absmax_B = nf4.encode(weight_OI, block_size=block_size, double_quant=double_quant, given_offset_1=offset_1)
+    return {"packed": packed_P, "absmax": absmax_B}
+
+
+def _requantized(given: Mapping[str, Tensor], *, block_size: int, double_quant: bool) -> dict[str, Tensor]:
+    """The values that a weight has in NF4, float32."""
+    encoded = _encoded(given, block_size=block_size, double_quant=double_quant)
+    out_features, in_features = map(int, given[_WEIGHT].shape)
+    sizes = {"block_size": block_size, "out_features": out_features, "in_features": in_features}
+    return {_WEIGHT: nf4.dequantize(encoded["packed"], encoded["absmax"], **sizes).contiguous()}
 
 
 def _mapped(checkpoint: Checkpoint, name: str) -> np.ndarray:

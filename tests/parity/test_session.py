@@ -16,7 +16,7 @@ from contract.worker.answers import HarnessError
 from contract.worker.discover import StackInfo
 from parity import cells as matrix
 from parity import selection, session, workers
-from parity.checks import real_weights, registry
+from parity.checks import products, real_weights, registry
 from parity.checks.check import Check
 from parity.options import Options, Progress
 from parity.report.record import Result, Run, Status
@@ -68,6 +68,24 @@ def test_a_green_run(go: Go) -> None:
     assert all(result.reason for result in explained)
 
 
+def test_two_sets_of_workers_find_what_one_finds(go: Go) -> None:
+    """Results in the same order, too; the time of both is told."""
+    checks = ("a.matmul", "a.linear", "a.exp")
+    one, two = (go(*checks, jobs=jobs, devices={"two": "NEGATED"}) for jobs in (1, 2))
+    assert two.exit_code == 1
+    assert [result.model_dump(exclude={"seconds"}) for result in two.results] == [
+        result.model_dump(exclude={"seconds"}) for result in one.results
+    ]
+    assert set(two.timing.checks) == set(checks)
+    assert set(two.timing.by_stack) == {"one", "two"}
+
+
+def test_a_worker_that_dies_in_one_set_spoils_its_checks_alone(go: Go) -> None:
+    run = go("a.matmul", "a.linear", "a.exp", jobs=3, devices={"two": "DIES"})
+    assert run.exit_code == 3
+    assert {result.status for result in run.results if result.id != "a.matmul"} - {Status.NOT_APPLICABLE} == {Status.PASS}
+
+
 def test_the_order_of_stacks_means_nothing(go: Go) -> None:
     assert go("a.matmul", stacks=("two", "one")).exit_code == 0
 
@@ -76,8 +94,9 @@ def test_progress_is_told(known: dict[str, StackInfo], go: Go, tmp_path: Path) -
     told: list[object] = []
     options = Options(checks=("a.matmul",), profile="quick", waiver_file=tmp_path / "none.toml")
     session.run(options, Progress(doing=told.append, total=told.append, step=lambda: told.append("step")))
-    assert told[:3] == ["starting the stacks", 12, "a.matmul: y = a b, and its gradients"]
-    assert told.count("step") == 12
+    examples = 12 + len(products.SHAPES)
+    assert told[:3] == ["starting the stacks", examples, "a.matmul: y = a b, and its gradients"]
+    assert told.count("step") == examples
 
 
 def test_a_divergence_is_exit_1(go: Go) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from contract.model.layout import read as layout_of
 from contract.model.weights import weights as layout_weights
 from contract.worker import graph
 from contract.worker.plan import GraphPlan, Lora, Nf4
-from stacks.tinygrad_lora import weights
-from stacks.tinygrad_lora.host import to_host
+from stacks.tinygrad_lora import nf4, weights
+from stacks.tinygrad_lora.host import to_device, to_host
 from stacks.tinygrad_lora.ops import TinygradLora
+from stacks.tinygrad_lora.replay import Replays
 from stacks.tinygrad_lora.weights import Weights
 
 CONFIG = {
@@ -79,6 +81,26 @@ def test_a_checkpoint_gives_what_a_request_gives(tmp_path: Path) -> None:
         for name, tensor in files.items():
             assert to_host(tensor).dtype.name == "bfloat16"
             np.testing.assert_array_equal(to_host(tensor), to_host(request[name]))
+
+
+@pytest.mark.parametrize("largest", [0, 2**20])
+def test_weights_of_one_shape_are_quantised_each_by_itself(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two of a shape run the steps, the others replay what was captured; over a size none does. The bytes are the same."""
+    monkeypatch.setattr(weights, "_replays", cache(lambda device: Replays(device, largest=largest)))
+    generator = np.random.default_rng(5)
+    layout = layout_of(CONFIG | {"n_layer": 4})
+    plan = GraphPlan(layout=layout, dtype="float64", lora=Lora(rank=2, alpha=4.0), base=Nf4(block_size=16, double_quant=True))
+    arrays = {
+        name: generator.standard_normal(shape).astype(np.float32)
+        for name, (shape, _) in (graph.weights(plan) | graph.adapter(plan)).items()
+    }
+    read = Weights(plan, weights.of_arrays(arrays), "CPU")
+    for layer in range(4):
+        held, name = read.section(f"layers.{layer}"), f"layers.{layer}.up_proj"
+        packed_P, absmax_B = nf4.encode(to_device(arrays[name], "CPU"), block_size=16, double_quant=True)
+        out_features, in_features = arrays[name].shape
+        expected_OI = nf4.dequantize(packed_P, absmax_B, block_size=16, out_features=out_features, in_features=in_features)
+        np.testing.assert_array_equal(to_host(held["up_proj"]), to_host(expected_OI).astype(np.float64))
 
 
 def test_rows_are_mapped_and_weights_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
