@@ -1,7 +1,7 @@
-"""Plants a bug in a worker's own process, so that a gate can be shown to catch it.
+"""Plants a bug in a process of its own, so that a gate can be shown to catch it.
 
-A mutation is a piece of a module's source and what to put in its place. The stack's modules are
-dropped and imported again with the changed source; nothing is written to disk.
+A mutation is a piece of a module's source and what to put in its place. The modules of the package, and of those
+that import it, are dropped and imported again with the changed source; nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import cast
 
 @dataclass
 class Mutation:
-    """A bug to plant in a worker: `find` stands once in the module's source, and `replace` takes its place."""
+    """A bug to plant in a process: `find` stands once in the module's source, and `replace` takes its place."""
 
     module: str
     find: str
@@ -50,30 +50,47 @@ class _PatchedFinder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, filename, loader=loader, submodule_search_locations=folders)
 
 
-def plant(package: str, module: str, find: str, replace: str) -> None:
+CONTRACT = "contract"
+"""The package that every process of the gate shares."""
+
+_AT_WORK = frozenset(f"contract.worker.{name}" for name in ("files", "mutation", "serve", "stack", "wire"))
+"""What a worker is itself while a mutation is planted: it goes on with what it has imported, so a change of these would change nothing."""
+
+
+def plant(package: str, module: str, find: str, replace: str, *, importers: Sequence[str] = ()) -> None:
     """Changes `module` of `package` and drops the package's modules, so that they are imported afresh.
 
     A second change of the same module adds to the first.
 
+    Args:
+        importers: packages that import this one; their modules are dropped, too.
+
     Raises:
-        ValueError: the module is not the package's, or `find` does not occur in it exactly once.
+        ValueError: the module is not the package's, or one that a worker is at work with, or `find` does not occur in it exactly once.
         SyntaxError: the changed source does not compile.
     """
     if not module.startswith(f"{package}."):
-        raise ValueError(f"{module} is not part of {package}; a mutation changes the stack's own modules only")
+        raise ValueError(f"{module} is not part of {package}; one of a stack changes the stack's own modules only")
+    if module in _AT_WORK:
+        raise ValueError(f"{module} answers the requests of this very process; a mutation changes what a run computes or takes")
     original = _find(module)
     source = cast(importlib.abc.InspectLoader, original.loader).get_source(module) or ""
     if source.count(find) != 1:
         raise ValueError(f"{module}: the text to replace occurs {source.count(find)} times, must occur once: {find!r}")
     changed = source.replace(find, replace)
     compile(changed, str(original.origin), "exec")
+    for dropped in (package, *importers):
+        _drop(dropped)
+    sys.meta_path.insert(0, _PatchedFinder(module, changed, original))
+    importlib.invalidate_caches()
+
+
+def _drop(package: str) -> None:
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
     above, _, last = package.rpartition(".")
     if above in sys.modules:  # else `from above import package` would still find the old one
         vars(sys.modules[above]).pop(last, None)
-    sys.meta_path.insert(0, _PatchedFinder(module, changed, original))
-    importlib.invalidate_caches()
 
 
 def _find(module: str) -> ModuleSpec:

@@ -138,12 +138,20 @@ class Worker:
         if request not in REQUESTS:
             raise NotSupported(f"there is no request {request!r}; allowed: {', '.join(REQUESTS)}")
         if request == "mutate":
-            mutation.plant(self._factory.split(":")[0].rpartition(".")[0], values["module"], values["find"], values["replace"])
+            own = self._factory.split(":")[0].rpartition(".")[0]
+            if str(values["module"]).startswith(f"{mutation.CONTRACT}."):
+                mutation.plant(mutation.CONTRACT, **values, importers=(own,))
+            else:
+                mutation.plant(own, **values)
             self._stack = None  # if the changed source fails, the unchanged stack must not answer in its place
             self._stack = self._make()
             return Reply()
         if self._stack is None:
             raise RuntimeError("there is no stack since a mutation failed; start a fresh worker")
+        if request == "policy":
+            from contract.training import policy  # here, since a mutation may have dropped it; and few workers are asked
+
+            return policy.answer(**values, tensors=tensors)
         method = getattr(self._stack, request, None)
         if method is None:
             raise NotSupported(f"this stack does not support the request {request!r} yet")

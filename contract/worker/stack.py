@@ -13,7 +13,8 @@ Attributes = Mapping[str, Any]
 
 REQUESTS: tuple[str, ...] = (
     "probe", "compute", "open", "state", "forward", "gradients", "block", "step",
-    "merge", "save", "train", "train_open", "train_state", "train_step", "train_paths", "generate", "score", "mutate", "cancel", "close",
+    "merge", "save", "train", "train_open", "train_state", "train_step", "train_paths", "policy", "generate", "score",
+    "mutate", "cancel", "close",
 )  # fmt: skip
 """Every request of the protocol. A stack answers one that it lacks with NotSupported."""
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from contract.errors import ContractError
 from contract.run.schedule import check_warmup, learning_rate, learning_rates, optimizer_steps
+from parity import goldens
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedule_transformers.json").read_text())
+GOLDEN = json.loads((Path(goldens.__file__).with_name("schedule.json")).read_text())
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['base']}-{case['warmup']}-{case['total']}")

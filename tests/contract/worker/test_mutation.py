@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contract.data import sampling
 from contract.worker import mutation
 from contract.worker.process import Mutation, RequestFailed, StackProcess
 
@@ -145,6 +146,35 @@ def test_the_next_worker_is_sound_again(folder: Path) -> None:
         np.testing.assert_array_equal(product(process), -B)
     with launch(folder) as process:
         np.testing.assert_array_equal(product(process), B)
+
+
+OTHER_DRAW = Mutation("contract.data.sampling", "2.0**_BITS", "2.0**_BITS / 2")
+OTHER_KEY = Mutation("contract.data.philox", "digest[4:8]", "digest[8:12]")
+
+
+def drawn(process: StackProcess) -> float:
+    """A number that every process takes from the contract."""
+    zero = np.zeros((), np.int64)
+    return float(process.request("policy", {"of": "draws", "seed": 3}, {"sequences": zero, "positions": zero}).tensors["u"])
+
+
+def test_the_contract_is_changed_in_a_worker_and_its_stack_beside_it(folder: Path) -> None:
+    with launch(folder) as process:
+        right = drawn(process)
+    with launch(folder, OTHER_DRAW, NEGATED) as process:
+        assert drawn(process) == right / 2
+        np.testing.assert_array_equal(product(process), -B)
+    with launch(folder, NEGATED, OTHER_KEY) as process:
+        assert drawn(process) != right
+        np.testing.assert_array_equal(product(process), -B)
+    assert importlib.import_module("contract.data.sampling")._BITS == 53
+    assert right == sampling.uniform(seed=3, sequences=np.array(0), positions=np.array(0))
+
+
+@pytest.mark.parametrize("name", ["files", "mutation", "serve", "stack", "wire"])
+def test_what_a_worker_is_at_work_with_is_not_changed(name: str) -> None:
+    with pytest.raises(ValueError, match="answers the requests of this very process"):
+        mutation.plant("contract", f"contract.worker.{name}", "import", "import")
 
 
 @pytest.mark.parametrize(

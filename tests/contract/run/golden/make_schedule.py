@@ -1,6 +1,6 @@
-"""Makes schedule_transformers.json: learning rates as transformers and torch's LambdaLR give them, step by step.
+"""Makes parity/goldens/schedule.json: learning rates as transformers and torch's LambdaLR give them, step by step.
 
-    python tests/contract/run/golden/make_schedule.py > tests/contract/run/golden/schedule_transformers.json
+    python tests/contract/run/golden/make_schedule.py > parity/goldens/schedule.json
 
 The steps are an optimiser's: the learning rate is read before each `optimizer.step()`, and the schedule moves on after it. A run of many
 steps is kept at some of them.
