@@ -24,6 +24,7 @@ def bisect(
     Exit codes: 0 none is; 1 some are; others as of `parity run`.
     """
     from parity import bisection
+    from parity.mutants import planting
     from parity.options import Options
     from parity.report import graphs, terminal
 
@@ -32,6 +33,7 @@ def bisect(
         checks=(check,), stacks=words(stacks), devices=devices(device or []), profile=profile, seed=seed,
         mutants=tuple(mutant or ()), model=model,
     )  # fmt: skip
+    planting.begin_anew(options.mutants)
     with terminal.progress() as progress:
         found = bisection.run(options, question, progress)
     with terminal.despite_a_closed_pipe():

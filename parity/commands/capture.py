@@ -28,6 +28,7 @@ def capture(
     asked for is missing; others as of `parity run`.
     """
     from parity.capture import take
+    from parity.mutants import planting
     from parity.options import Options
     from parity.report import captures, terminal
 
@@ -36,6 +37,7 @@ def capture(
         tiers=words(tier), checks=tuple(only or ()), stacks=(stack,), devices={stack: device} if device else {}, profile=profile, seed=seed,
         mutants=tuple(mutant or ()), model=model,
     )  # fmt: skip
+    planting.begin_anew(options.mutants)
     with terminal.progress() as progress:
         try:
             taken = take.take(options, out, progress)

@@ -28,6 +28,7 @@ def compare_env(
     Exit codes: 0 nothing is worse; 1 a verdict is worse, or a known defect appears; others as of `parity run`.
     """
     from parity.capture import environments
+    from parity.mutants import planting
     from parity.options import Options
     from parity.report import captures, terminal
 
@@ -37,6 +38,7 @@ def compare_env(
         tiers=words(tier), checks=tuple(only or ()), stacks=words(stack), devices=devices(device or []), profile=profile, seed=seed,
         mutants=tuple(mutant or ()), model=model,
     )  # fmt: skip
+    planting.begin_anew(options.mutants)
     with terminal.progress() as progress:
         found = environments.compare(old, new, options, progress)
     if json is not None:

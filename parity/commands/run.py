@@ -39,6 +39,9 @@ def run(
         list[str] | None, typer.Option(metavar="QUESTION", help="Accepts that a question is not covered; repeatable.")
     ] = None,
     waivers: Annotated[Path | None, typer.Option(help="The accepted failures; waivers.toml, where it is there, unless given.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Sets of workers at once; as many as cores and memory allow unless given.", min=1)
+    ] = None,
     rerun_failed: Annotated[bool, typer.Option("--rerun-failed", help="Asks what was not green in this folder's last run.")] = False,
     from_: Annotated[Path | None, typer.Option("--from", help="With --rerun-failed: the run of this record (--json).")] = None,
     reproducers: Annotated[
@@ -54,7 +57,9 @@ def run(
     the order 2, 5, 1, 3, 4.
     """
     from parity import rerunning, session
+    from parity.jobs import usual
     from parity.judge.waivers import FILE
+    from parity.mutants import planting
     from parity.options import Options
     from parity.report import terminal
 
@@ -68,13 +73,14 @@ def run(
         tiers=words(tier), checks=tuple(only or ()), stacks=words(stacks), devices=devices(device or []), profile=profile, seed=seed,
         time_budget=time_budget, mutants=tuple(mutant or ()), model=model, reproducers=failures_folder(reproducers),
         contract=_contract(contract, preset, overrides or (), model if "model" in given else None),
-        allow_uncovered=tuple(allow_uncovered or ()), waiver_file=waivers or FILE,
+        allow_uncovered=tuple(allow_uncovered or ()), waiver_file=waivers or FILE, jobs=jobs or usual(),
     )  # fmt: skip
     if from_ is not None and not rerun_failed:
         raise UserError("--from names the run that --rerun-failed asks again; add --rerun-failed")
     if rerun_failed:
         options = rerunning.options(from_, given=options, named=[_flag(name) for name in given])
     require_writable(json, junit)
+    planting.begin_anew(options.mutants)
     with terminal.progress() as progress:
         result = session.run(options, progress)
     _report(result, options, json, junit)

@@ -1,0 +1,1 @@
+"""What comparisons as teams usually make them would have seen of the planted bugs (docs/evidence.md)."""
