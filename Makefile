@@ -4,7 +4,7 @@ BIN = .venv/bin
 MODEL = smollm2-135m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch parity check test test-extra test-full system-packages clean
+.PHONY: help setup fetch parity check test test-extra mutants test-full system-packages clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,11 @@ test-extra: fetch system-packages  ## what test leaves out: nightly tests, and W
 	$(BIN)/pytest -m nightly --profile nightly
 	$(BIN)/pytest -m webgpu
 
-test-full: test test-extra  ## test and test-extra; installs Debian packages
+mutants: fetch  ## every planted bug, an hour on 2 cores; broken off, it goes on where it was
+	@mkdir -p build
+	$(BIN)/parity mutants --jobs 2 --json build/mutants.json --html build/mutants.html
+
+test-full: test test-extra mutants  ## everything; installs Debian packages
 
 clean:  ## removes .venv and every cache in this folder
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

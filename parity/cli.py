@@ -17,8 +17,12 @@ from parity.commands.compare_env import compare_env
 from parity.commands.coverage import coverage
 from parity.commands.doctor import doctor
 from parity.commands.explain import explain
+from parity.commands.mutants import mutants
+from parity.commands.mutate import mutate
+from parity.commands.promote import promote
 from parity.commands.replay import replay
 from parity.commands.run import run
+from parity.commands.scorecard import app as scorecard
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Do two stacks compute the same thing?")
 app.command()(run)
@@ -29,7 +33,11 @@ app.command()(capture)
 app.command()(compare)
 app.command("compare-env")(compare_env)
 app.command()(doctor)
+app.command()(mutants)
+app.command()(mutate)
 app.command()(coverage)
+app.command()(promote)
+app.add_typer(scorecard, name="scorecard")
 
 USAGE, HARNESS, MISSING, UNFIT, INTERRUPTED = 2, 3, 4, 5, 130
 

@@ -126,8 +126,11 @@ def needs_model(checks: Sequence[Check]) -> bool:
     return any(check.id in graph.OF_A_MODEL for check in checks)
 
 
-def require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]) -> None:
+def require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object], *, whole: bool = True) -> None:
     """A mutant whose stack does not run would plant nothing, and the run would look as if it had survived.
+
+    Args:
+        whole: every stack that a mutant changes must run, not one of them.
 
     Raises:
         UserError: such a mutant, one that there is none of, or one that is named twice.
@@ -135,6 +138,8 @@ def require_stacks_of_mutants(names: Sequence[str], chosen: Mapping[str, object]
     if len(set(names)) < len(names):
         raise UserError(f"--mutant names {', '.join(names)}: each can be planted once; leave the second one out")
     for name in names:
-        stack = catalogue.read(name).stack
-        if stack not in chosen:
-            raise UserError(f"mutant {name} is of the stack {stack}, which this run leaves out; add it to --stacks, or drop the mutant")
+        stacks = [stack for stack in catalogue.read(name).stacks if stack != catalogue.CONTRACT]
+        left_out = [stack for stack in stacks if stack not in chosen]
+        if left_out and (whole or left_out == stacks):
+            which = " and ".join(left_out)
+            raise UserError(f"mutant {name} is of the stack {which}, which this run leaves out; add it to --stacks, or drop the mutant")

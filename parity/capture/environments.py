@@ -74,7 +74,7 @@ class _Stages:
 
 def _capture(stack: str, known: Mapping[str, StackInfo], folder: Path, options: Options, progress: Progress) -> Path:
     """One stack of one environment."""
-    mutants = tuple(name for name in options.mutants if catalogue.read(name).stack == stack)
+    mutants = catalogue.changing(options.mutants, (stack,))
     devices = {name: device for name, device in (options.devices or {}).items() if name == stack}
     asked = dataclasses.replace(options, stacks=(stack,), devices=devices, mutants=mutants)
     take.take(asked, folder, progress, dict(known))

@@ -67,7 +67,7 @@ def take(options: Options, folder: Path, progress: Progress, known: dict[str, St
     checks = selection.select_checks(options.tiers, options.checks, options.model)
     selection.require_sound(options.model, checks)
     chosen = selection.select_stacks(discover.discover() if known is None else known, options.stacks, options.devices or {})
-    selection.require_stacks_of_mutants(options.mutants, chosen)
+    selection.require_stacks_of_mutants(options.mutants, chosen, whole=False)
     (name,) = chosen
     before = _before(folder)
     progress.doing(f"starting {name}")

@@ -80,5 +80,5 @@ def check() -> Check:
     return Check(
         id="e.kv_cache", tier="E", title="reading and writing through the cache of keys and values", operations=(), plans=(plan,),
         not_applicable=dict.fromkeys((Question.SAME_FUNCTION, Question.PRECISION), elsewhere),
-        cases=None, fixed_cases=cases, fixed_count=len(RECIPES), few=1,
+        cases=None, fixed_cases=cases, fixed_count=len(RECIPES),
     )  # fmt: skip

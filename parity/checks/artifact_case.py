@@ -20,7 +20,7 @@ from contract.worker.process import Pending, StackProcess
 from contract.worker.score import LOGITS, Score, expected_score
 from parity.checks import artifact_files
 from parity.checks.check import Arrays
-from parity.checks.graph_case import GraphCase, Weights, open_graph, require_answer, stored
+from parity.checks.graph_case import GraphCase, Weights, open_graph, require_answer, stored, to_bfloat16
 from parity.checks.several import Several
 from parity.reference import artifact
 
@@ -100,6 +100,15 @@ class ArtifactCase(GraphCase):
 def _without_lora(case: ArtifactCase, weights: Weights, base: Nf4 | None) -> GraphCase:
     plan = case.plan.model_copy(update={"lora": Lora(rank=1, alpha=1.0, targets=()), "base": base})
     return GraphCase(name=case.name, inputs=case.inputs, plan=plan, weights=weights, adapter={}, batch=case.batch, seed=case.seed)
+
+
+def in_bfloat16(case: GraphCase) -> GraphCase:
+    """The same with weights and matrices that bfloat16 holds, so that files may hold them in it: artifact_files.narrowest."""
+    weights, adapter = ({name: to_bfloat16(stored(array)) for name, array in part.items()} for part in (case.weights, case.adapter))
+    return GraphCase(
+        name=f"{case.name}, in bfloat16", inputs=case.inputs, plan=case.plan, weights=weights, adapter=adapter, batch=case.batch,
+        seed=case.seed,
+    )  # fmt: skip
 
 
 def on_disk(case: GraphCase) -> ArtifactCase:

@@ -3,16 +3,19 @@
 base/      config.json, model.safetensors
 held/      the same as the graph holds it: an NF4 base's linears dequantised        merged/    the adapter merged into that
 adapter/   v3 with the v2 description beside it        v2/    v2 alone        peft/    PEFT's
+narrow/    PEFT's, each tensor in the narrowest dtype that holds its values, as the base's are
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -20,12 +23,12 @@ from contract.artifacts import convert as conversion
 from contract.artifacts import merge as merged
 from contract.artifacts import static_attention, v2
 from contract.artifacts.adapter import Adapter
-from contract.artifacts.saved import ADAPTER, write_both
+from contract.artifacts.saved import ADAPTER, PEFT, write_both
 from contract.model import checkpoint, weights
 from contract.model.layout import GPT2Layout, Layout
 from contract.model.layouts.base import ATTENTION
 
-BASE, V2, HELD, MERGED, STATIC = "base", "v2", "held", "merged", "static"
+BASE, V2, NARROW, HELD, MERGED, STATIC = "base", "v2", "narrow", "held", "merged", "static"
 AS_V2, AS_V3, AS_PEFT, FULL_CIRCLE, BACK_TO_V2 = CONVERTED = ("as-v2", "as-v3", "as-peft", "full-circle", "back-to-v2")
 
 _GPT2_NAMES = {
@@ -52,7 +55,22 @@ def write(folder: Path, layout: Layout, tensors: Mapping[str, np.ndarray], adapt
     notes = write_both(adapter, folder)
     (folder / V2).mkdir()
     v2.write(folder / V2, adapter)
+    if (folder / PEFT).exists():
+        _write_narrow(folder / PEFT, folder / NARROW)
     return notes
+
+
+def narrowest(tensor: np.ndarray) -> np.ndarray:
+    """float32 values in bfloat16 if it holds them all, to the last bit."""
+    narrow = tensor.astype(ml_dtypes.bfloat16)
+    return narrow if np.array_equal(narrow.astype(np.float32), tensor) else tensor
+
+
+def _write_narrow(source: Path, target: Path) -> None:
+    """A PEFT adapter as a library saves one that was trained in a narrow dtype."""
+    shutil.copytree(source, target)
+    path = target / "adapter_model.safetensors"
+    save_file({name: narrowest(tensor) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
 def write_base(folder: Path, layout: Layout, tensors: Mapping[str, np.ndarray]) -> None:
@@ -65,7 +83,7 @@ def write_base(folder: Path, layout: Layout, tensors: Mapping[str, np.ndarray]) 
         if weight.key not in stored:
             stored[weight.key] = np.empty(weight.stored, np.float32)
         stored[weight.key][..., weight.start : weight.stop] = tensor.T if weight.transposed else tensor
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({key: narrowest(tensor) for key, tensor in stored.items()}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def merge(folder: Path, layout: Layout, held: Mapping[str, np.ndarray], adapter: Adapter) -> dict[str, dict[str, np.ndarray]]:

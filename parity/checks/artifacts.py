@@ -12,8 +12,8 @@ from contract.worker.score import LOGITS
 from parity.checks import artifact_cache, artifact_checkpoint, artifact_files
 from parity.checks import artifact_judges as judges
 from parity.checks import artifact_packed as _registers  # noqa: F401  (how its cases travel)
-from parity.checks.artifact_case import ArtifactCase, MergeAsk, SaveAsk, ScoreAsk, on_disk
-from parity.checks.artifact_files import BASE, MERGED, V2
+from parity.checks.artifact_case import ArtifactCase, MergeAsk, SaveAsk, ScoreAsk, in_bfloat16, on_disk
+from parity.checks.artifact_files import BASE, MERGED, NARROW, V2
 from parity.checks.check import Answered, Ask, Case, Check, GraphNeeds, Judge, Plan, Question
 from parity.checks.graph_draws import Draw
 from parity.checks.graph_layouts import OPTIONS, PLAIN, Recipe
@@ -34,17 +34,19 @@ RECIPES: tuple[tuple[Recipe, Nf4 | None], ...] = (
 )
 """rslora, ranks and alphas of single linears, biases, a head of its own; transposed and fused weights, a tied head; an NF4 base."""
 
-FEW = 2
-"""Cases of the shortest profile."""
-
 _PLAIN_ONLY = "a stack's loading has one path; generation's, through the cache, is e.kv_cache's"
+
+
+NARROW_FILES = 1
+"""Which of them is of values that bfloat16 holds, and lies in it: files in 16 bits are read by code of their own."""
 
 
 def _cases(which: Sequence[int]) -> Iterator[Case]:
     for seed in which:
         recipe, base = RECIPES[seed]
         draw = Draw(recipes=(recipe,), base=base)
-        yield on_disk(draw.case(recipe, seed, initial=False, spiky=False))
+        case = draw.case(recipe, seed, initial=False, spiky=False)
+        yield on_disk(in_bfloat16(case) if seed == NARROW_FILES else case)
 
 
 def _needs(which: Sequence[int], *requests: str, score: bool = False) -> GraphNeeds:
@@ -56,12 +58,10 @@ def _needs(which: Sequence[int], *requests: str, score: bool = False) -> GraphNe
     )  # fmt: skip
 
 
-def _check(
-    name: str, title: str, plans: tuple[Plan, ...], not_applicable: dict[Question, str], which: Sequence[int], few: int = FEW
-) -> Check:
+def _check(name: str, title: str, plans: tuple[Plan, ...], not_applicable: dict[Question, str], which: Sequence[int]) -> Check:
     return Check(
         id=name, tier="E", title=title, operations=(), plans=plans, not_applicable=not_applicable, cases=None,
-        fixed_cases=partial(_cases, which), fixed_count=len(which), few=few,
+        fixed_cases=partial(_cases, which), fixed_count=len(which),
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _witnessed(which: Sequence[int], named: Named) -> tuple[Plan, ...]:
 
 def _loaded() -> Check:
     which = (0, 1)
-    plans = (*_wide(which, [(BASE, folder) for folder in (ADAPTER, V2, PEFT)]), *_witnessed(which, [(BASE, PEFT)]))
+    plans = (*_wide(which, [(BASE, folder) for folder in (ADAPTER, V2, NARROW)]), *_witnessed(which, [(BASE, PEFT)]))
     title = "an adapter of every format, read by each stack and by PEFT"
     return _check("e.loaded", title, plans, {Question.FAST_PATH: _PLAIN_ONLY}, which)
 
@@ -149,7 +149,7 @@ def _loaded_nf4() -> Check:
     """PEFT's format does not say how the base is held."""
     which = (2,)
     title = "an adapter that says that its base is NF4"
-    return _check("e.loaded_nf4", title, _wide(which, [(BASE, ADAPTER)]), {Question.FAST_PATH: _PLAIN_ONLY}, which, few=1)
+    return _check("e.loaded_nf4", title, _wide(which, [(BASE, ADAPTER)]), {Question.FAST_PATH: _PLAIN_ONLY}, which)
 
 
 def _folder() -> Check:
@@ -157,7 +157,7 @@ def _folder() -> Check:
     named = [(BASE, None), (MERGED, None)]
     plans = (*_wide(which, named), *_witnessed(which, named))
     title = "a base and a merged model, read by each stack and by transformers"
-    return _check("e.folder", title, plans, {Question.FAST_PATH: _PLAIN_ONLY}, which, few=1)
+    return _check("e.folder", title, plans, {Question.FAST_PATH: _PLAIN_ONLY}, which)
 
 
 # e.converted
@@ -181,7 +181,7 @@ def _converted() -> Check:
         Question.SAME_FUNCTION: "both stacks read the same files by e.loaded, and what a conversion gives is held here bit for bit",
         Question.FAST_PATH: _PLAIN_ONLY,
     }
-    return _check("e.converted", "adapters converted from format to format, and back", (plan,), not_applicable, which, few=1)
+    return _check("e.converted", "adapters converted from format to format, and back", (plan,), not_applicable, which)
 
 
 # e.merged

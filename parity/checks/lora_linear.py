@@ -17,8 +17,8 @@ from parity.checks.check import Case, Check
 from parity.checks.primitive import check, exact_check
 from parity.reference.lora_linear import lora_linear
 
-SHAPES = {(3, 5, 2, 4): False, (7, 33, 4, 20): True}
-"""(tokens, in_features, rank, out_features), and whether there is a bias."""
+SHAPES = {(3, 5, 2, 4): False, (4, 4, 4, 4): True, (7, 33, 4, 20): True}
+"""(tokens, in_features, rank, out_features), and whether there is a bias; where all are alike a transpose keeps every shape."""
 
 ALPHAS = (1, 3, 12.5)
 DROPOUTS = (0.0, 0.1, 0.25)

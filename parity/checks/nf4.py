@@ -148,7 +148,7 @@ _REAL_ABSMAX = (nf4_inputs.hard_and_real_absmax, nf4_inputs.NEAR_ABSMAX_SEEDS + 
 CHECKS: tuple[Check, ...] = (
     _check(
         "b.quantize", "NF4 codes, packing and absmax", "nf4_quantize", _QUANTIZE, _weights(),
-        nf4_inputs.hard_and_real_weights, len(nf4_inputs.EACH_BLOCK_SIZE) + real_weights.COUNT,
+        nf4_inputs.hard_and_real_weights, len(nf4_inputs.EACH_BLOCK_SIZE) + 1 + real_weights.COUNT,
     ),
     _check(
         "b.quantize_subnormal", "NF4 of subnormal weights, subnormal absmax, and absmax whose reciprocal is subnormal", "nf4_quantize",
@@ -167,7 +167,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     _check(
         "b.dequantize", "the dequantised weight", "nf4_dequantize", _DEQUANTIZE, _packed(),
-        nf4_inputs.each_code_and_real_packed, 1 + real_weights.COUNT,
+        nf4_inputs.each_code_and_real_packed, 1 + len(nf4_inputs.LAYOUTS) + real_weights.COUNT,
     ),
     _check(
         "b.dequantize_subnormal", "dequantised weights that are subnormal", "nf4_dequantize", _DEQUANTIZE,

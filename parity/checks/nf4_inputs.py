@@ -19,14 +19,18 @@ from parity.reference import nf4
 Layout = tuple[int, int, int]
 
 LAYOUTS: tuple[Layout, ...] = (
-    (1, 1, 64), (1, 2, 64), (8, 16, 64), (3, 43, 64), (64, 64, 64), (7, 96, 32), (60, 160, 64), (64, 576, 128), (5, 63, 256), (3, 341, 512),
+    (1, 1, 64), (1, 2, 64), (8, 16, 64), (3, 43, 64), (64, 64, 64), (7, 96, 32), (1, 256, 128), (1, 512, 256), (1, 512, 512),
+    (1, 2048, 2048), (1, 4096, 4096), (60, 160, 64), (64, 576, 128), (5, 63, 256), (3, 341, 512),
     (2, 1024, 1024), (5, 820, 2048), (3, 1400, 4096), (130, 160, 64),
 )  # fmt: skip
-"""(out_features, in_features, block size): every block size; whole blocks, tails, one of a single element; one and two elements in
-all; odd counts; a last dimension that is a multiple of 16 and not of the block; more than 256 blocks."""
+"""(out_features, in_features, block size): every block size, with rows of whole blocks and with tails, one of a single element; one and two
+elements in all; odd counts; a last dimension that is a multiple of 16 and not of the block; more than 256 blocks."""
 
 EACH_BLOCK_SIZE: tuple[Layout, ...] = tuple({layout[2]: layout for layout in LAYOUTS if layout[0] > 1}.values())
 """One layout each, the last that has it."""
+
+SQUARE: Layout = (64, 64, 64)
+"""As many blocks as a block has elements, and as many rows as columns: a transpose keeps every shape."""
 
 SUBNORMAL_LAYOUTS: tuple[Layout, ...] = ((1, 1, 64), (8, 16, 64), (3, 43, 64), (7, 96, 32), (5, 63, 256), (2, 1024, 1024))
 
@@ -143,9 +147,10 @@ def weight_case(layout: Layout, kind: str, seed: int) -> Case:
 
 
 def hard_and_real_weights() -> Iterator[Case]:
-    """In every block size each threshold approached from both sides, whole blocks and tails; then a real checkpoint's weights."""
+    """In every block size each threshold approached from both sides, whole blocks and tails; a square; a real checkpoint's weights."""
     for layout in EACH_BLOCK_SIZE:
         yield weight_case(layout, "near midpoints", 0)
+    yield weight_case(SQUARE, "gaussian", 0)
     for reference in real_weights.references():
         yield Case(
             name=f"{real_weights.MODEL} {reference.tensor}", real=reference,
@@ -169,7 +174,7 @@ HARD_ABSMAX: Mapping[str, tuple[float, ...]] = {
 }
 """With each of these, the 16 values' products are 0 or normal; or some are subnormal."""
 
-HARD_ABSMAX_LAYOUT: Layout = (64, 64, 64)
+HARD_ABSMAX_LAYOUT: Layout = SQUARE
 
 
 def each_code_case(kind: str, seed: int) -> Case:
@@ -182,8 +187,11 @@ def each_code_case(kind: str, seed: int) -> Case:
 
 
 def each_code_and_real_packed() -> Iterator[Case]:
-    """Each code times each hard absmax; then a real checkpoint's codes."""
+    """Each code times each hard absmax; every layout, of which the few examples of a short run may miss a block size; then a real
+    checkpoint's codes."""
     yield each_code_case("hard absmax", 0)
+    for layout in LAYOUTS:
+        yield random_packed_case(layout, 0)
     for reference in real_weights.references():
         codes = real_weights.quantized(reference)
         rows, columns = real_weights.weight(reference).shape

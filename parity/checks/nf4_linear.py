@@ -21,24 +21,31 @@ TOKENS = 3
 @st.composite
 def _drawn(draw: st.DrawFn) -> Case:
     layout, seed = draw(st.sampled_from(nf4_inputs.LAYOUTS)), draw(strategies.SEEDS)
-    kind = draw(st.sampled_from(("gaussian", "near midpoints", "wide range")))
+    return _of_kind(layout, draw(st.sampled_from(("gaussian", "near midpoints", "wide range"))), seed)
+
+
+def _of_kind(layout: nf4_inputs.Layout, kind: str, seed: int, tokens: int = TOKENS) -> Case:
     rng = np.random.default_rng(seed)
     codes = nf4.quantize(nf4_inputs.weight(rng, layout, kind), layout[2])
     dequantized = nf4.dequantize(codes.packed, codes.absmax, layout[2], layout[:2])
-    return _case(f"{layout[0]} x {layout[1]}, block {layout[2]}, {kind}, seed {seed}", rng, codes, dequantized, layout)
+    return _case(f"{layout[0]} x {layout[1]}, block {layout[2]}, {kind}, seed {seed}", rng, codes, dequantized, layout, tokens)
 
 
-def _case(name: str, rng: np.random.Generator, codes: nf4.Quantized, weight: np.ndarray, layout: nf4_inputs.Layout) -> Case:
+def _case(
+    name: str, rng: np.random.Generator, codes: nf4.Quantized, weight: np.ndarray, layout: nf4_inputs.Layout, tokens: int = TOKENS
+) -> Case:
     rows, columns, block_size = layout
     activations = strategies.by_dtype(
-        {"x": rng.standard_normal((TOKENS, columns)), "y_bar": rng.standard_normal((TOKENS, rows)), "bias": rng.standard_normal(rows)}
+        {"x": rng.standard_normal((tokens, columns)), "y_bar": rng.standard_normal((tokens, rows)), "bias": rng.standard_normal(rows)}
     )
     activations["float32"] |= {"packed": codes.packed, "absmax": codes.absmax, "weight": weight}
     activations["float64"] |= {"weight": weight.astype(np.float64)}
     return Case(name=name, inputs=activations, attrs={"block_size": block_size, "out_features": rows, "in_features": columns})
 
 
-def _real() -> Iterator[Case]:
+def _square_and_real() -> Iterator[Case]:
+    """As many tokens as inputs and outputs, so that a transpose of any matrix keeps its shape; then a real checkpoint's weights."""
+    yield _of_kind(nf4_inputs.SQUARE, "gaussian", 0, nf4_inputs.SQUARE[0])
     for index, reference in enumerate(real_weights.references()):
         rows, columns = real_weights.weight(reference).shape
         layout = (rows, columns, real_weights.BLOCK_SIZE)
@@ -98,7 +105,7 @@ def _fast_path(case: Case, answered: Sequence[Answered], false_alarm: float) -> 
 CHECKS: tuple[Check, ...] = (
     Check(
         id="b.linear", tier="B", title="an NF4 weight through an LM-shaped linear, and its gradient", operations=("nf4_linear", "linear"),
-        cases=_drawn(), fixed_cases=_real, fixed_count=real_weights.COUNT, not_applicable={},
+        cases=_drawn(), fixed_cases=_square_and_real, fixed_count=1 + real_weights.COUNT, not_applicable={},
         plans=(
             Plan(
                 question=Question.SAME_FUNCTION, dtype="float64", requests=lambda case: (_plain("float64")(case),), judge=_same_function

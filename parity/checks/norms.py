@@ -19,8 +19,8 @@ from parity.reference.rms_norm import rms_norm
 
 Shape = tuple[int, ...]
 
-SHAPES: tuple[Shape, ...] = ((2, 4), (3, 24), (5, 96))
-"""(tokens, width): n - 1 in n's place shows at each."""
+SHAPES: tuple[Shape, ...] = ((2, 4), (4, 4), (3, 24), (5, 96))
+"""(tokens, width): n - 1 in n's place shows at each. One is square: a transpose keeps its shape."""
 
 EXACT_SHAPE = (6, 8)
 """A power of two wide, so that a mean is exact by division and by a reciprocal."""

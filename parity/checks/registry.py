@@ -21,6 +21,7 @@ from parity.checks import (
     optimizer,
     optimizer_8bit,
     own_run,
+    policy,
     products,
     rope,
     softmax,
@@ -37,7 +38,7 @@ def checks(model: str = graph.MODEL, own: OwnRun | None = None) -> tuple[Check, 
     laws = (laws_layers, laws_attention, laws_training)
     small = (check for group in (*primitives, *laws, nf4, nf4_linear, nf4_laws) for check in group.CHECKS)
     of_run = () if own is None else own_run.checks(own)
-    return (*of_run, *small, *graph.checks(model), *trajectory.CHECKS, *artifacts.CHECKS)
+    return (*of_run, *small, *graph.checks(model), *policy.CHECKS, *trajectory.CHECKS, *artifacts.CHECKS)
 
 
 CHECKS: tuple[Check, ...] = checks()

@@ -16,8 +16,8 @@ from parity.reference.softmax import softmax
 
 Shape = tuple[int, ...]
 
-SHAPES: tuple[Shape, ...] = ((2, 3), (4, 17), (3, 64))
-"""(rows, entries)."""
+SHAPES: tuple[Shape, ...] = ((2, 3), (4, 4), (4, 17), (3, 64))
+"""(rows, entries); one is square: a transpose keeps its shape."""
 
 EXACT_SHAPE = (5, 8)
 EXACT_BITS = {"float32": 13, "float64": 42}

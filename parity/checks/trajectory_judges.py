@@ -12,6 +12,7 @@ from contract.training.stepwise import PARTS
 from contract.worker.capabilities import Elementary
 from parity.checks import graph_judges
 from parity.checks.check import Answered, Arrays, Case
+from parity.checks.policy_case import golden
 from parity.checks.trajectory_case import INITIAL, RUNS, StepCase
 from parity.judge import perturb, verdict
 from parity.judge.verdict import Comparison
@@ -106,13 +107,15 @@ def _stays(case: StepCase, observed: Arrays) -> list[Comparison]:
 
 
 def _what_decays(case: StepCase, observed: Arrays) -> list[Comparison]:
-    """Which matrices decay, of those whose gradient is exactly zero: all of LoRA's, where learning rate and decay are not zero."""
+    """Which matrices decay, of those whose gradient is exactly zero: as in transformers' Trainer, where neither rate nor decay is zero."""
     names = case.without_gradient()
     if not names:
         return []
     moved = np.array([np.any(observed[f"adapter.{name}"] != case.before.adapter[name]) for name in names], np.int64)
-    wanted = np.full(len(names), case.rate * case.run.contract.exec.weight_decay != 0, np.int64)
-    comparison = verdict.identical("what decays", moved, wanted, EXACTLY)
+    made, at_all = golden("decay"), case.rate * case.run.contract.exec.weight_decay != 0
+    wanted = np.array([at_all and made["decays"][".".join(name.split(".")[-2:])] for name in names], np.int64)
+    source = f"the groups of transformers {made['made_with']['transformers']}'s Trainer"
+    comparison = verdict.identical("what decays", moved, wanted, source)
     where = comparison.where
     return [comparison if where is None else dataclasses.replace(comparison, place=f"what decays: {names[where[0]]}")]
 

@@ -23,9 +23,13 @@ from contract.worker.answers import Answer, ProtocolBroken
 from contract.worker.process import Pending, StackProcess
 from parity.checks import trajectory_judges
 from parity.checks.check import Answered, Arrays, Case
+from parity.checks.policy_schedule import ROUNDING
 from parity.checks.trajectory_case import opened_run
 from parity.checks.trajectory_run import GPT2
+from parity.judge import verdict
+from parity.judge.bounds import Bound
 from parity.judge.verdict import Comparison
+from parity.reference import policy
 
 WHOLE, RESUMED = "whole.", "resumed."
 """Before a tensor's name: of the run that was never stopped, of the one that went on."""
@@ -136,7 +140,7 @@ def _checkpoint(folder: Path, step: int) -> Path:
 
 
 def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[Comparison]:
-    """The same state and the same telemetry, bit for bit."""
+    """The same state and the same telemetry, bit for bit; and the learning rates that the schedule has."""
     assert isinstance(case, ResumedCase)
     (answer,) = answered[0].answers
     resumed, whole = (
@@ -145,4 +149,12 @@ def judge(case: Case, answered: Sequence[Answered], false_alarm: float) -> list[
     ledgers = (*TELEMETRY, "updates")
     source = "what the run that was never stopped has"
     told = [trajectory_judges.ledger(name, resumed[name], whole[name], source) for name in ledgers]
+    told.append(_rates(case, whole["lr"]))
     return told + [trajectory_judges.same(part, resumed, whole, f"{part}.", source) for part in ("m", "v", "adapter")]
+
+
+def _rates(case: ResumedCase, told: np.ndarray) -> Comparison:
+    """What the run says that its steps took, against the formula: both runs share the contract's table, and the loop that reads it."""
+    exec_ = case.run.contract.exec
+    rates, limit = policy.learning_rates(exec_.learning_rate, exec_.warmup_steps, case.run.steps.total)
+    return verdict.within("lr by the formula", told, rates[case.after :], Bound(limit=limit[case.after :], source=ROUNDING))

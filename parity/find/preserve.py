@@ -183,7 +183,7 @@ class _One:
             failed=Kind(tensor=found.tensor, unit=found.unit), place=found.place or found.tensor, where=found.where, got=found.got,
             wanted=found.wanted, observed=found.observed, bound=found.bound, bound_source=found.bound_source,
             false_alarm=self._false_alarm, asked=judging.digest(self._plan.requests(case)), kept=None if kept is None else tuple(kept),
-            profile=of.profile, seed=of.seed, mutants=tuple(name for name in of.mutants if catalogue.read(name).stack in cell.stacks),
+            profile=of.profile, seed=of.seed, mutants=catalogue.changing(of.mutants, cell.stacks),
             model=_model_of(named, of.model), again=self._again, case=stored.describe(packed), neighbour=None,
             no_neighbour=NONE_FITS,  # the longer one, so that what fits without a neighbour fits with the reason
         )  # fmt: skip

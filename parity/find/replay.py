@@ -102,7 +102,7 @@ class Workers:
 
     def get(self, info: StackInfo, device: str, mutants: Sequence[str]) -> StackProcess:
         """A running stack with these bugs planted. Raises: as workers.started."""
-        own = tuple(name for name in mutants if catalogue.read(name).stack == info.name)
+        own = catalogue.changing(mutants, (info.name,))
         key = info.name, device, own
         if key not in self._started:
             self._started[key] = self._stack.enter_context(workers.started({info.name: (info, device)}, own))[info.name]

@@ -81,7 +81,7 @@ def _known(stack: str) -> StackInfo:
 
 
 def _started(info: StackInfo, device: str, mutants: Sequence[str]) -> StackProcess:
-    mutations = [catalogue.read(name).mutation for name in mutants if catalogue.read(name).stack == info.name]
+    mutations = [mutation for name in mutants for mutation in catalogue.read(name).mutations_of(info.name)]
     return StackProcess(info.name, info.command, device, mutations=mutations)
 
 
@@ -116,7 +116,7 @@ def snippet(cell: Cell, case: Case, comparison: Comparison, asked: Sequence[Ask]
 def command(cell: Cell, *, rerun: str, mutants: Sequence[str]) -> str:
     """The command that asks a cell again: of its stacks, with the same draws, and with the mutants of those stacks."""
     devices = [f"--device {stack}={device}" for stack, device in zip(cell.stacks, cell.devices, strict=True) if device != "CPU"]
-    planted = [f"--mutant {name}" for name in mutants if catalogue.read(name).stack in cell.stacks]
+    planted = [f"--mutant {name}" for name in catalogue.changing(mutants, cell.stacks)]
     return " ".join(["parity run --only", cell.check.id, "--stacks", ",".join(cell.stacks), *devices, *planted, rerun])
 
 

@@ -27,7 +27,7 @@ WAIVER = '[[waiver]]\ncheck = "a.matmul"\nstack = "two"\nreason = "issue 17"\now
 
 OPTIONS = {
     "run": {
-        "--tier", "--only", "--stacks", "--device", "--profile", "--seed", "--time-budget", "--mutant", "--model", "--json",
+        "--tier", "--only", "--stacks", "--device", "--profile", "--seed", "--time-budget", "--mutant", "--model", "--jobs", "--json",
         "--junit", "--reproducers", "--contract", "--preset", "--set", "--allow-uncovered", "--waivers", "--rerun-failed",
         "--from", "--help",
     },
@@ -40,7 +40,13 @@ OPTIONS = {
         "--stack", "--tier", "--only", "--device", "--profile", "--seed", "--mutant", "--model", "--json", "--help",
     },
     "doctor": {"--help"},
+    "mutants": {
+        "--only", "--tier", "--jobs", "--profile", "--sample", "--until", "--json", "--html", "--state", "--fresh", "--help",
+    },
+    "mutate": {"--count", "--seed", "--jobs", "--profile", "--check", "--only", "--json", "--state", "--fresh", "--help"},
     "coverage": {"--write", "--help"},
+    "promote": {"--rule", "--promotions", "--json", "--junit", "--markdown", "--help"},
+    "scorecard": {"--help"},
 }  # fmt: skip
 """Frozen: a change of this list is a change of the interface, and belongs into CHANGELOG.md."""
 

@@ -10,7 +10,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from contract.artifacts import tensors
 from contract.artifacts.saved import ADAPTER, PEFT
+from contract.model import headers
 from contract.worker.capabilities import Capabilities
 from contract.worker.discover import StackInfo
 from contract.worker.process import StackProcess
@@ -126,6 +128,19 @@ def test_what_is_wrong_is_seen(run: Run, name: str) -> None:
     found = failed(results)
     assert found, results
     assert any(place in reason for reason in found.values()), found
+
+
+def test_sixteen_bits_that_are_read_as_other_sixteen_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "DTYPES", {**tensors.DTYPES, "BF16": np.dtype("<f2")})
+    assert any("base with narrow" in reason for reason in failed(run("e.loaded", ArtifactStack("one"), which=GPT2)).values())
+
+
+def test_one_model_s_files_are_in_bfloat16(run: Run, made: dict[tuple[str, int], Case]) -> None:
+    for which, dtype in ((LLAMA, "F32"), (GPT2, "BF16")):
+        run("e.loaded", ArtifactStack("one"), which=which)
+        case = cast(ArtifactCase, made["e.loaded", which])
+        for file in (f"{artifact_files.BASE}/model.safetensors", f"{artifact_files.NARROW}/adapter_model.safetensors"):
+            assert {stored.dtype for stored in headers.read(case.folder / file).values()} == {dtype}
 
 
 def test_files_that_differ_between_stacks_are_seen_byte_for_byte(run: Run) -> None:

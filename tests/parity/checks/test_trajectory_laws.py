@@ -86,6 +86,14 @@ def test_a_right_stack_keeps_the_law_of_resuming_and_a_wrong_one_does_not() -> N
         assert result.reason.startswith((first, "loss[", "m[")), result.reason
 
 
+def test_both_runs_may_not_take_the_rate_of_another_step() -> None:
+    """They share the loop that reads the table, so that nothing else of this law sees it."""
+    (case,) = trajectory_resumed.cases()
+    rates = case.run.learning_rates
+    assert trajectory_resumed._rates(case, rates[case.after :]).passed
+    assert not trajectory_resumed._rates(case, rates[case.after - 1 : -1]).passed
+
+
 def test_a_run_that_fails_is_no_verdict() -> None:
     (case,) = trajectory_resumed.cases()
     result = run(check_of("d.law_resumed", [case]), TrajectoryStack("wrong", fails="train"))["precision", "wrong"]
