@@ -23,11 +23,16 @@ Shown = Callable[[int, Case, bool], None]
 def explore(check: Check, profile: Profile, seed: int, show: Shown) -> str:
     """Shows a check's fixed cases, then its drawn ones; returns why not all fixed ones could be made, if so."""
     missing, fixed = "", profile.fixed(check)
-    try:
-        for number, case in enumerate(itertools.islice(check.fixed_cases(), fixed) if check.fixed_cases else ()):
-            show(number, case, False)
-    except UserError as error:
-        missing = str(error)
+    cases = itertools.islice(check.fixed_cases(), fixed) if check.fixed_cases else iter(())
+    for number in range(fixed):
+        try:
+            case = next(cases, None)
+        except UserError as error:  # of what could not be made, not of what is asked of it
+            missing = str(error)
+            break
+        if case is None:
+            break
+        show(number, case, False)
     drawn, failed = itertools.count(fixed), list[Exception]()
 
     def shown(case: Case) -> None:

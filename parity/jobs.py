@@ -47,7 +47,7 @@ def groups(checks: Sequence[Check]) -> list[list[Check]]:
 def ask(engines: Sequence[Engine], checks: Sequence[Check], cells: Sequence[Cell], doing: Callable[[str], None]) -> list[Result]:
     """Every check of one of the engines, the next group of the first that is free; the results in the order of the checks."""
     waiting: queue.SimpleQueue[list[Check]] = queue.SimpleQueue()
-    for group in groups(checks):
+    for group in groups(checks) if len(engines) > 1 else [list(checks)]:
         waiting.put(group)
     results: dict[str, list[Result]] = {}
     failed: list[BaseException] = []

@@ -80,6 +80,6 @@ def write(folder: Path, **changed: Any) -> Path:
 
 
 @contextmanager
-def started(stacks: Sequence[OwnRunStack], chosen: Mapping[str, object]) -> Iterator[dict[str, OwnRunStack]]:
-    """As parity.workers.started."""
-    yield {stack.name: stack for stack in stacks if stack.name in chosen}
+def sets(stacks: Sequence[OwnRunStack], chosen: Mapping[str, object]) -> Iterator[list[dict[str, OwnRunStack]]]:
+    """As parity.workers.sets: one."""
+    yield [{stack.name: stack for stack in stacks if stack.name in chosen}]

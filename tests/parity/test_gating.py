@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("nothing is started for a contract that is refused")
 
     monkeypatch.setattr(discover, "discover", lambda: known)
-    monkeypatch.setattr(workers, "started", never)
+    monkeypatch.setattr(workers, "sets", never)
     monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path
 

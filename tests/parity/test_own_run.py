@@ -40,7 +40,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
         contract = own_run_stack.write(tmp_path, **(fields or {}))
         monkeypatch.setattr(discover, "discover", lambda: dict(known or own_run_stack.two()))
         fakes = stacks or (OwnRunStack("alpha"), OwnRunStack("beta"))
-        monkeypatch.setattr(workers, "started", lambda chosen, mutants, own_run: own_run_stack.started(fakes, chosen))
+        monkeypatch.setattr(workers, "sets", lambda count, chosen, mutants, own_run: own_run_stack.sets(fakes, chosen))
         settings = {"checks": ("c.run",), **options}
         given = Options(contract=ContractOptions(file=contract), waiver_file=tmp_path / "none.toml", **settings)  # type: ignore[arg-type]
         return session.run(given, Progress())

@@ -39,10 +39,10 @@ class Answering(InProcess):
         return Answer({"dtypes": ["float32", "float64"], **self._probe}, {})
 
 
-def started(
+def sets(
     spoilt: Mapping[str, Callable[[Arrays], Arrays]] | None = None, probes: Mapping[str, Probe] | None = None, *, only: str = "matmul"
 ) -> Callable[..., Any]:
-    """What takes the place of `workers.started`.
+    """What takes the place of `workers.sets`.
 
     Args:
         spoilt: a command's first word -> what becomes of the answers to the operation `only`.
@@ -50,10 +50,13 @@ def started(
     """
 
     @contextmanager
-    def start(chosen: Chosen, mutants: Sequence[str] = (), *, own_run: bool = False) -> Iterator[dict[str, Answering]]:
-        yield {
-            name: Answering(name, device, (spoilt or {}).get(info.command[0]), (probes or {}).get(info.command[0], {}), only)
-            for name, (info, device) in chosen.items()
-        }
+    def start(count: int, chosen: Chosen, mutants: Sequence[str] = (), *, own_run: bool = False) -> Iterator[list[dict[str, Answering]]]:
+        yield [
+            {
+                name: Answering(name, device, (spoilt or {}).get(info.command[0]), (probes or {}).get(info.command[0], {}), only)
+                for name, (info, device) in chosen.items()
+            }
+            for _ in range(count)
+        ]
 
     return start

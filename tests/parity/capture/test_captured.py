@@ -16,12 +16,15 @@ from parity import cells as matrix
 from parity import session, workers
 from parity.capture import judged, store, take
 from parity.capture.store import Index
+from parity.checks import products
 from parity.options import Options, Progress
 from parity.report.record import Run, Status
-from tests.parity.capture.answering import started
+from tests.parity.capture.answering import sets
 from tests.parity.numpy_stack import configure
 
 CHECKS = ("a.matmul", "a.silu", "a.embedding")
+EXAMPLES = 12 + len(products.SHAPES)
+"""Of a.matmul: drawn at the profile quick, and fixed."""
 Capture = Callable[..., Path]
 
 
@@ -33,7 +36,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, StackInf
     monkeypatch.setattr(discover, "installed", lambda: stacks)
     monkeypatch.setattr(matrix, "COVERAGE_FILE", tmp_path / "coverage.json")
     matrix.write_coverage(session.coverage_of_all())
-    monkeypatch.setattr(workers, "started", started())
+    monkeypatch.setattr(workers, "sets", sets())
     return stacks
 
 
@@ -125,7 +128,7 @@ def interrupt(after: int) -> Progress:
 def test_an_interrupted_capture_is_whole_up_to_there_and_goes_on(capture: Capture, tmp_path: Path) -> None:
     one = capture("one")
     with pytest.raises(Interrupted, match=r"whole up to there \(1 checks\); the same command goes on"):
-        capture("two", progress=interrupt(20))
+        capture("two", progress=interrupt(EXAMPLES + 5))
     two = tmp_path / "captures" / "two"
     assert not store.read_index(two).complete
     compared = judged.judge([one, two], Progress())
@@ -144,7 +147,7 @@ def test_a_whole_capture_is_not_asked_again(capture: Capture, tmp_path: Path) ->
     before = {path: path.read_bytes() for path in folder.glob("*/*")}
     taken = take.take(options("a.matmul", stack="one"), folder, Progress())
     assert (taken.asked, taken.exit_code) == (0, 0)
-    assert taken.examples == len(before) == 12
+    assert taken.examples == len(before) == EXAMPLES
     assert taken.size > sum(map(len, before.values()))
     assert {path: path.read_bytes() for path in folder.glob("*/*")} == before
 

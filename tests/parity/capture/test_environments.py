@@ -21,7 +21,7 @@ from parity.capture.upgrade import Upgrade
 from parity.options import Options, Progress
 from parity.report import captures
 from parity.report.record import Status
-from tests.parity.capture.answering import Probe, started
+from tests.parity.capture.answering import Probe, sets
 from tests.parity.numpy_stack import CAPABILITIES, SPOILT, Arrays
 
 DEFECT = "bitsandbytes-cpu-dequantize-shape"
@@ -44,7 +44,7 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
     matrix.write_coverage(session.coverage_of_all())
 
     def run(spoilt: Mapping[str, Any], probes: Mapping[str, Probe] | None = None, *, op: str = "embedding", **more: Any) -> Upgrade:
-        monkeypatch.setattr(workers, "started", started(spoilt, probes, only=op))
+        monkeypatch.setattr(workers, "sets", sets(spoilt, probes, only=op))
         options = Options(**{"checks": (f"a.{op}",), "profile": "quick", "waiver_file": tmp_path / "none.toml", **more})
         return environments.compare("old", "new", options, Progress())
 

@@ -23,7 +23,7 @@ from parity import cli, workers
 from parity.commands.options import failures_folder
 from parity.find import preserve, stored
 from parity.find.stored import Failure, Record
-from parity.workers import started
+from parity.workers import sets
 from tests.parity.numpy_stack import CAPABILITIES, SPOILT, InProcess, configure
 
 FEW = 12
@@ -52,7 +52,7 @@ def parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("parity.commands.run.failures_folder", lambda given: failures_folder(given or tmp_path / "cache" / "failures"))
     monkeypatch.setattr("parity.engine.SHRINK_EXAMPLES", FEW)
-    monkeypatch.setattr(workers, "started", here)
+    monkeypatch.setattr(workers, "sets", here)
 
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["parity", *map(str, arguments)])
@@ -79,12 +79,14 @@ class Here(InProcess):
 
 @contextlib.contextmanager
 def here(
-    chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = (), *, own_run: bool = False
-) -> Iterator[Mapping[str, Here | StackProcess]]:
-    """As workers.started; a device that ends its process gets one."""
+    count: int, chosen: Mapping[str, tuple[StackInfo, str]], mutants: Sequence[str] = (), *, own_run: bool = False
+) -> Iterator[list[Mapping[str, Here | StackProcess]]]:
+    """As workers.sets; a device that ends its process gets one."""
     dying = {name: one for name, one in chosen.items() if one[1] == "DIES"}
-    with started(dying, mutants) as processes:
-        yield {name: processes[name] if name in dying else Here(name, device) for name, (_, device) in chosen.items()}
+    with sets(count, dying, mutants) as made:
+        yield [
+            {name: processes[name] if name in dying else Here(name, device) for name, (_, device) in chosen.items()} for processes in made
+        ]
 
 
 def uninstall(folder: Path, *names: str) -> None:
@@ -105,7 +107,7 @@ def red(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
         patch.chdir(folder)
         patch.setattr("parity.engine.SHRINK_EXAMPLES", FEW)
-        patch.setattr(workers, "started", here)
+        patch.setattr(workers, "sets", here)
         patch.setattr(sys, "argv", ["parity", *arguments])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
