@@ -34,7 +34,7 @@ test-extra: fetch system-packages  ## what test leaves out: nightly tests, and W
 	$(BIN)/pytest -m nightly --profile nightly
 	$(BIN)/pytest -m webgpu
 
-mutants: fetch  ## every planted bug, an hour on 2 cores; broken off, it goes on where it was
+mutants: fetch  ## every planted bug; long; broken off, it goes on where it was
 	@mkdir -p build
 	$(BIN)/parity mutants --jobs 2 --json build/mutants.json --html build/mutants.html
 

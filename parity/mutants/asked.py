@@ -6,14 +6,12 @@ It ends, with its workers, when its standard input closes: a campaign that was k
 from __future__ import annotations
 
 import importlib
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 from pydantic import BaseModel, ConfigDict
+
+from parity.mutants import child
 
 REFUSED = 2
 """Its exit code where there is no record to write, and one line on standard error says why."""
@@ -35,8 +33,7 @@ class Request(BaseModel):
 def main() -> int:
     """Runs what the file says; 0 once the record is written, whatever that says."""
     request = Request.model_validate_json(Path(sys.argv[1]).read_bytes())
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_the_campaign, daemon=True).start()
+    child.end_with_the_campaign()
     from contract.errors import UserError
     from parity.mutants import planting
 
@@ -64,16 +61,6 @@ def _run(request: Request) -> int:
         print(error, file=sys.stderr)
         return REFUSED
     return 0
-
-
-def _end_with_the_campaign() -> None:
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """As an exception, so that workers are ended too."""
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

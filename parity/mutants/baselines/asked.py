@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import shutil
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 from pydantic import BaseModel, ConfigDict
 
 from contract.errors import UserError
 from contract.worker.answers import HarnessError
 from contract.worker.files import replacing
-from parity.mutants import planting
+from parity.mutants import child, planting
 
 FAILED = 1
 """Its exit code where one line on standard error says why nothing came of it."""
@@ -49,8 +45,7 @@ class Step(BaseModel):
 def main() -> int:
     """Does what the file says."""
     step = Step.model_validate_json(Path(sys.argv[1]).read_bytes())
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_the_measurement, daemon=True).start()
+    child.end_with_the_campaign()
     try:
         if step.mutant:
             _planted(step)
@@ -92,16 +87,6 @@ def _planted(step: Step) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
-
-
-def _end_with_the_measurement() -> None:
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """As an exception, so that workers are ended too."""
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

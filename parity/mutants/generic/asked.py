@@ -7,15 +7,11 @@ enough that the gate goes red. What each check said is written as a line at once
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,6 +26,7 @@ from parity.cells import Cell
 from parity.checks import registry
 from parity.checks.check import Check
 from parity.engine import Engine
+from parity.mutants import child
 from parity.mutants.facts import Cell as CellFacts
 from parity.mutants.facts import cell_facts
 from parity.profiles import PROFILES
@@ -162,22 +159,11 @@ def _said(
 def main() -> None:
     """Asks what the file says."""
     request = Request.model_validate_json(Path(sys.argv[1]).read_bytes())
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_the_campaign, daemon=True).start()
+    child.end_with_the_campaign()
     with open(request.said, "a", encoding="utf-8") as file:
         for said in ask(request):
             file.write(said.model_dump_json() + "\n")
             file.flush()
-
-
-def _end_with_the_campaign() -> None:
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """As an exception, so that workers are ended too."""
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
